@@ -1,0 +1,14 @@
+"""One clear sentence instead of a chain of import errors when detectron2 is missing."""
+
+import importlib.util
+
+
+def require_detectron2() -> None:
+    """Raise ``ModuleNotFoundError``, saying how to get it, unless detectron2 can be found."""
+    if importlib.util.find_spec("detectron2") is None:
+        raise ModuleNotFoundError(
+            "detectron2 is not installed: run `make setup`, or `python scripts/install_detectron2.py` in an environment "
+            "of your own, or build it from upstream with "
+            "`pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2`.",
+            name="detectron2",
+        )
