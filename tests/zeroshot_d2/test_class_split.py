@@ -1,0 +1,71 @@
+"""ClassSplit: validation, masks, subsets, and what counts as trained on a foreign data set."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from zeroshot_d2 import ClassSplit
+
+
+def split() -> ClassSplit:
+    return ClassSplit(
+        names=["cat", "tvmonitor", "sheep"], unseen=["tvmonitor"], prompts=["cat", "tv monitor|television", "sheep"]
+    )
+
+
+def test_lists_become_tuples_and_masks_follow_the_order():
+    s = split()
+    assert s.names == ("cat", "tvmonitor", "sheep") and s.unseen == ("tvmonitor",) and len(s) == 3
+    assert s.seen == ("cat", "sheep")
+    np.testing.assert_array_equal(s.seen_mask, [True, False, True])
+    np.testing.assert_array_equal(s.unseen_indices, [1])
+    np.testing.assert_array_equal(s.seen_indices, [0, 2])
+    assert s.synonyms == (("cat",), ("tv monitor", "television"), ("sheep",))
+    assert hash(s) == hash(split()) and s == split()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        s.names = ()
+
+
+def test_subsets_keep_order_and_prompts():
+    s = split()
+    assert s.only_seen() == ClassSplit(("cat", "sheep"))
+    assert s.only_unseen() == ClassSplit(("tvmonitor",), ("tvmonitor",), ("tv monitor|television",))
+
+
+def test_prompts_default_to_names():
+    assert ClassSplit(["a", "b"]).prompts == ("a", "b")
+
+
+def test_trained_by_name_by_synonym_and_never_by_substring():
+    s = ClassSplit(["Cat", "tvmonitor", "sheep", "car"], prompts=["cat", "tv monitor|television", "sheep", "car"])
+    np.testing.assert_array_equal(s.trained_mask(["cat", "Television", "carrot"]), [True, True, False, False])
+    np.testing.assert_array_equal(s.trained_mask(["tv_monitor"]), [False, True, False, False])
+    assert not s.trained_mask([]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"names": []}, "empty"),
+        ({"names": "cat"}, "sequence of strings"),
+        ({"names": ["cat", " "]}, "non-empty"),
+        ({"names": ["cat", "dog", "cat"]}, r"\['cat'\] more than once"),
+        ({"names": ["cat"], "unseen": ["dog"]}, r"\['dog'\] are not among"),
+        ({"names": ["cat", "dog"], "unseen": ["dog", "dog"]}, "more than once"),
+        ({"names": ["cat", "dog"], "prompts": ["cat"]}, "1 prompts for 2 names"),
+        ({"names": ["cat"], "prompts": ["|"]}, "no text besides"),
+    ],
+)
+def test_bad_splits_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ClassSplit(**arguments)
+
+
+def test_empty_subsets_and_a_string_of_trained_names_are_errors():
+    with pytest.raises(ValueError, match="no class is unseen"):
+        ClassSplit(["cat"]).only_unseen()
+    with pytest.raises(ValueError, match="no seen class"):
+        ClassSplit(["cat"], ["cat"]).only_seen()
+    with pytest.raises(ValueError, match="collection"):
+        split().trained_mask("cat")

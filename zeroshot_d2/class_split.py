@@ -1,0 +1,163 @@
+"""Which classes a vocabulary has, which of them are unseen in training, and what text stands for each.
+
+K is the number of classes. A :class:`ClassSplit` is the one place where "zero-shot" is written down for a data
+set: it lives in ``MetadataCatalog.get(name).class_split`` and everything else (lookup tables, text prototypes,
+bias correction, metrics) asks it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+BoolArray = npt.NDArray[np.bool_]
+IndexArray = npt.NDArray[np.int64]
+
+
+def _as_texts(value: object, field: str) -> tuple[str, ...]:
+    """Turn a list or tuple of strings into a tuple of strings; anything else is an error that names the field."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"ClassSplit.{field} must be a sequence of strings, got {value!r}")
+    texts = tuple(value)
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"ClassSplit.{field} must hold non-empty strings, got {text!r} in it")
+    return texts
+
+
+def _comparable(text: str) -> str:
+    """Spelling in which two data sets agree: case and runs of spaces or underscores do not tell classes apart."""
+    return " ".join(text.replace("_", " ").casefold().split())
+
+
+@dataclass(frozen=True)
+class ClassSplit:
+    """An ordered vocabulary of K classes and its division into seen and unseen.
+
+    Args:
+        names: display names in vocabulary order; index k of any score map means ``names[k]``.
+        unseen: those names that a model must not be trained on.
+        prompts: the text that goes into the templates, one per name; synonyms are separated by ``|``. Empty:
+            the names themselves.
+
+    Raises:
+        ValueError: the vocabulary is empty or has a name twice; an unseen name is not in it; prompts do not
+            come one per name.
+    """
+
+    names: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("names", "unseen", "prompts"):
+            object.__setattr__(self, field, _as_texts(getattr(self, field), field))
+        if not self.names:
+            raise ValueError("ClassSplit.names is empty: a vocabulary needs at least one class name")
+        for field in ("names", "unseen"):
+            twice = [name for name, count in Counter(getattr(self, field)).items() if count > 1]
+            if twice:
+                raise ValueError(f"ClassSplit.{field} lists {twice} more than once: give each class a name of its own")
+        unknown = [name for name in self.unseen if name not in set(self.names)]
+        if unknown:
+            raise ValueError(
+                f"unseen classes {unknown} are not among the {len(self.names)} class names: {self._excerpt()}"
+            )
+        if not self.prompts:
+            object.__setattr__(self, "prompts", self.names)
+        if len(self.prompts) != len(self.names):
+            raise ValueError(
+                f"{len(self.prompts)} prompts for {len(self.names)} names: give one prompt per name "
+                "(synonyms separated by '|'), or none at all"
+            )
+        for name, synonyms in zip(self.names, self.synonyms, strict=True):
+            if not synonyms:
+                raise ValueError(f"the prompt of class {name!r} holds no text besides '|'")
+
+    def _excerpt(self, limit: int = 12) -> str:
+        return ", ".join(self.names[:limit]) + (", ..." if len(self.names) > limit else "")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def synonyms(self) -> tuple[tuple[str, ...], ...]:
+        """The prompt texts of each class, split at ``|``: K tuples, none of them empty."""
+        return tuple(tuple(s.strip() for s in prompt.split("|") if s.strip()) for prompt in self.prompts)
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Seen names, in vocabulary order."""
+        unseen = set(self.unseen)
+        return tuple(name for name in self.names if name not in unseen)
+
+    @property
+    def unseen_mask(self) -> BoolArray:
+        """(K,) bool, True where the class is unseen."""
+        unseen = set(self.unseen)
+        return np.array([name in unseen for name in self.names], dtype=np.bool_)
+
+    @property
+    def seen_mask(self) -> BoolArray:
+        """(K,) bool, True where the class is seen."""
+        return ~self.unseen_mask
+
+    @property
+    def seen_indices(self) -> IndexArray:
+        """Vocabulary indices of the seen classes, ascending."""
+        return np.flatnonzero(self.seen_mask)
+
+    @property
+    def unseen_indices(self) -> IndexArray:
+        """Vocabulary indices of the unseen classes, ascending."""
+        return np.flatnonzero(self.unseen_mask)
+
+    def _subset(self, mask: BoolArray, empty: str) -> ClassSplit:
+        kept = [k for k in range(len(self)) if mask[k]]
+        if not kept:
+            raise ValueError(empty)
+        names = tuple(self.names[k] for k in kept)
+        unseen = set(self.unseen)
+        return ClassSplit(
+            names=names,
+            unseen=tuple(name for name in names if name in unseen),
+            prompts=tuple(self.prompts[k] for k in kept),
+        )
+
+    def only_seen(self) -> ClassSplit:
+        """The vocabulary of the seen classes alone, order kept; nothing in it is unseen.
+
+        Raises:
+            ValueError: every class is unseen.
+        """
+        return self._subset(self.seen_mask, f"no seen class is left: all {len(self)} classes are listed as unseen")
+
+    def only_unseen(self) -> ClassSplit:
+        """The vocabulary of the unseen classes alone (ZS3), order kept; everything in it is unseen.
+
+        Raises:
+            ValueError: no class is unseen.
+        """
+        return self._subset(self.unseen_mask, f"no class is unseen: list some of {self._excerpt()} as `unseen`")
+
+    def trained_mask(self, trained: Collection[str]) -> BoolArray:
+        """(K,) bool, True where a model trained on the classes ``trained`` already knows the class.
+
+        A class counts as known when its name or one of its prompt synonyms is in ``trained``; upper and lower
+        case, and spaces and underscores, do not matter. This is what bias correction (Eq. 7 of AlignZeg) uses
+        on a foreign data set.
+        """
+        if isinstance(trained, str):
+            raise ValueError(f"`trained` must be a collection of class names, got the string {trained!r}")
+        known = {_comparable(name) for name in trained}
+        return np.array(
+            [
+                not known.isdisjoint({_comparable(name), *map(_comparable, synonyms)})
+                for name, synonyms in zip(self.names, self.synonyms, strict=True)
+            ],
+            dtype=np.bool_,
+        )

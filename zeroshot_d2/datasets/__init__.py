@@ -1,0 +1,5 @@
+"""Zero-shot data sets as ordinary Detectron2 data sets; nothing here reads the disk before a data set is loaded."""
+
+from .sem_seg import IGNORE_LABEL, LabelTable, label_table, read_label, register_sem_seg
+
+__all__ = ["IGNORE_LABEL", "LabelTable", "label_table", "read_label", "register_sem_seg"]
