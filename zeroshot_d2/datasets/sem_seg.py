@@ -305,7 +305,8 @@ def read_stems(path: str, name: str) -> list[str]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"the image list of data set {name!r} is missing: looked for {os.path.abspath(path)} (see datasets/README.md)"
+            f"the image list of data set {name!r} is missing: looked for {os.path.abspath(path)} "
+            "(see datasets/README.md)"
         )
     lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     stems = [line.strip() for line in lines if line.strip()]

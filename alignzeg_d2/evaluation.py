@@ -1,0 +1,294 @@
+"""Evaluation of zero-shot segmentation (AlignZeg, Sec. 4.1, Tables 1-3 and 6).
+
+Protocols, from the metadata of the data set:
+
+    GZS3            vocabulary = all classes: mIoU over seen and over unseen classes, their harmonic mean hIoU,
+    mIoU, pAcc ZS3             vocabulary = unseen classes alone, pixels of seen classes ignored: mIoU, pAcc
+    supervised      vocabulary = the classes that were trained: mIoU, pAcc
+    cross-dataset   trained on another data set: mIoU, pAcc
+
+Means are over the classes that occur in the ground truth; pAcc is over all labelled pixels; everything is in percent.
+Shapes: Q proposals, K classes, H, W size of the image, h, w size of the masks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+from torch import Tensor
+
+from zeroshot_d2.class_split import ClassSplit
+from zeroshot_d2.datasets.sem_seg import IGNORE_LABEL, read_label
+from zeroshot_d2.metrics import (
+    confusion_matrix,
+    harmonic_mean,
+    iou_per_class,
+    mean_over,
+    pixel_accuracy,
+    sum_confusions,
+)
+
+# Masks brought to full size at a time: 8 masks of a 12-megapixel photo take 0.4 GB.
+_MASKS_PER_CHUNK = 8
+
+
+class ZeroShotSemSegEvaluator(SemSegEvaluator):
+    """Counts a confusion matrix over a data set and reports the numbers of its protocol.
+
+    Beside Detectron2's evaluator: labels go through the data set's lookup table, so that one label folder
+    serves every vocabulary; neither boundary IoU nor a JSON of all predictions is computed.
+
+    Args:
+        dataset_name: a data set registered with :func:`zeroshot_d2.register_sem_seg`, or anything that sets the same
+            metadata.
+        distributed: add up the counts of all processes.
+        output_dir: where ``sem_seg_predictions.json`` goes if asked for.
+        save_predictions: write it: every predicted mask as COCO run lengths, which takes gigabytes on a large
+            data set.
+
+    Raises:
+        ValueError: the metadata lacks what is needed, or predictions are to be saved nowhere.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        save_predictions: bool = False,
+    ) -> None:
+        meta = MetadataCatalog.get(dataset_name)
+        missing = [key for key in ("class_split", "label_table", "protocol", "stuff_classes") if not hasattr(meta, key)]
+        if missing:
+            raise ValueError(
+                f"data set {dataset_name!r} has no {', '.join(missing)} in its metadata: "
+                "register it with zeroshot_d2.register_sem_seg"
+            )
+        if save_predictions and not output_dir:
+            raise ValueError("save_predictions needs an output_dir")
+        super().__init__(dataset_name, distributed, output_dir)
+        self._compute_boundary_iou = False
+        self._save_predictions = save_predictions
+        self._split: ClassSplit = meta.class_split
+        self._table = meta.label_table
+        self._protocol: str = meta.protocol
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything counted so far."""
+        super().reset()
+        self._num_images = 0
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Count a batch.
+
+        Args:
+            inputs: dataset dicts, of which "file_name" is read.
+            outputs: one dict per input, with "sem_seg" (K, H, W) scores or "sem_seg_labels" (H, W) vocabulary
+                indices, at the size of the label image.
+
+        Raises:
+            ValueError: batch sizes or image sizes differ, a score map has another number of classes, or an
+                image is not one of the data set.
+        """
+        if len(inputs) != len(outputs):
+            raise ValueError(f"{len(inputs)} inputs but {len(outputs)} outputs")
+        for record, output in zip(inputs, outputs, strict=True):
+            truth = self._ground_truth(record["file_name"])
+            prediction = self._prediction(output, truth)
+            if prediction.shape != truth.shape:
+                raise ValueError(
+                    f"{record['file_name']}: the prediction is {prediction.shape[0]} x {prediction.shape[1]}, the label "
+                    f"image {truth.shape[0]} x {truth.shape[1]} (height x width)"
+                )
+            self._conf_matrix += confusion_matrix(prediction, truth, self._num_classes)
+            self._num_images += 1
+            if self._save_predictions:
+                self._predictions.extend(self.encode_json_sem_seg(prediction, record["file_name"]))
+
+    def _ground_truth(self, file_name: str) -> npt.NDArray[np.int64]:
+        """(H, W) vocabulary indices; K where ignored."""
+        if file_name not in self.input_file_to_gt_file:
+            raise ValueError(f"{file_name} is not an image of data set {self._dataset_name!r}")
+        label = read_label(self.input_file_to_gt_file[file_name], self._table).astype(np.int64)
+        label[label == IGNORE_LABEL] = self._num_classes
+        return label
+
+    def _prediction(self, output: Mapping[str, Any], truth: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(H, W) vocabulary indices. The ground truth is for subclasses."""
+        if "sem_seg_labels" in output:
+            return np.asarray(output["sem_seg_labels"].to(self._cpu_device), dtype=np.int64)
+        if "sem_seg" not in output:
+            raise ValueError(f"an output needs 'sem_seg' or 'sem_seg_labels', got {sorted(output)}")
+        scores = output["sem_seg"]
+        if scores.shape[0] != self._num_classes:
+            raise ValueError(
+                f"the model scores {scores.shape[0]} classes, data set {self._dataset_name!r} has {self._num_classes}: "
+                "predict with the vocabulary of this data set"
+            )
+        return np.asarray(scores.argmax(dim=0).to(self._cpu_device), dtype=np.int64)
+
+    def evaluate(self) -> OrderedDict[str, dict[str, Any]] | None:
+        """Numbers of everything counted, over all processes.
+
+        Returns:
+            {"sem_seg": {"protocol", "mIoU", "mIoU_seen", "mIoU_unseen", "hIoU", "pAcc", "IoU": {class: IoU},
+            "num_images"}}, percent; a key is absent where the protocol has no such number; None where no
+            labelled pixel tells. On other
+            processes than the main one: None.
+        """
+        if self._distributed:
+            comm.synchronize()
+            confusions = comm.gather(self._conf_matrix)
+            image_counts = comm.gather(self._num_images)
+            predictions = comm.gather(self._predictions)
+            if not comm.is_main_process():
+                return None
+            confusion, num_images = sum_confusions(confusions), sum(image_counts)
+            predictions = [entry for part in predictions for entry in part]
+        else:
+            confusion, num_images, predictions = self._conf_matrix, self._num_images, self._predictions
+        if self._save_predictions:
+            self._write_predictions(predictions)
+        results = protocol_results(confusion, self._split, self._protocol, num_images)
+        self._logger.info("%s\n%s", self._dataset_name, format_results_table({self._dataset_name: results}))
+        return OrderedDict(sem_seg=results)
+
+    def _write_predictions(self, predictions: list[dict[str, Any]]) -> None:
+        import json  # only here: hardly anyone asks for this file
+
+        PathManager.mkdirs(self._output_dir)
+        with PathManager.open(f"{self._output_dir}/sem_seg_predictions.json", "w") as file:
+            json.dump(predictions, file)
+
+
+class OracleEvaluator(ZeroShotSemSegEvaluator):
+    """How good the proposals alone are (Table 6): every proposal is given its ground-truth class.
+
+    Needs ``output["proposals"]["mask_logits"]`` (Q, h, w), cropped to the image, which the model returns when
+    ``MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS`` is set. The class of a proposal is the one with the largest soft
+    overlap, that is the sum of the mask's probabilities over the labelled pixels of the class; then semantic
+    inference runs with one-hot class scores.
+    """
+
+    def _prediction(self, output: Mapping[str, Any], truth: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if "mask_logits" not in output.get("proposals", {}):
+            raise ValueError(
+                "the oracle protocol needs output['proposals']['mask_logits']: "
+                "set MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS True"
+            )
+        return oracle_prediction(output["proposals"]["mask_logits"], truth, self._num_classes)
+
+    def evaluate(self) -> OrderedDict[str, dict[str, Any]] | None:
+        """As the base class; "protocol" says that the classes are the oracle's."""
+        results = super().evaluate()
+        if results is not None:
+            results["sem_seg"]["protocol"] += " (oracle)"
+        return results
+
+
+def _masks_at(mask_logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Mask probabilities (<= 8, H, W) at full size, a few proposals at a time, in order."""
+    for chunk in mask_logits.split(_MASKS_PER_CHUNK):
+        yield F.interpolate(chunk[None].float(), size=size, mode="bilinear", align_corners=False)[0].sigmoid()
+
+
+@torch.no_grad()
+def oracle_prediction(mask_logits: Tensor, truth: npt.NDArray[np.int64], num_classes: int) -> npt.NDArray[np.int64]:
+    """Semantic inference with ground-truth classes for the proposals (Table 6).
+
+    Args:
+        mask_logits: (Q, h, w), covering exactly the image.
+        truth: (H, W) vocabulary indices, ``num_classes`` where ignored.
+        num_classes: K.
+
+    Returns:
+        (H, W) vocabulary indices; K ("no prediction") everywhere if no pixel is labelled.
+    """
+    height, width = truth.shape
+    labels = torch.from_numpy(truth).to(mask_logits.device)
+    present = torch.unique(labels)
+    present = present[present < num_classes]
+    if present.numel() == 0:
+        return np.full_like(truth, num_classes)
+    slot = torch.full(
+        (num_classes + 1,), len(present), device=labels.device
+    )  # class -> row; the last row: ignored pixels
+    slot[present] = torch.arange(len(present), device=labels.device)
+    region = slot[labels].reshape(-1)  # (H*W,)
+
+    scores = torch.zeros(len(present), height, width, device=labels.device)
+    for masks in _masks_at(mask_logits, (height, width)):
+        overlap = torch.zeros(len(masks), len(present) + 1, device=labels.device)
+        overlap.index_add_(1, region, masks.flatten(1))
+        scores.index_add_(0, overlap[:, :-1].argmax(dim=1), masks)
+    return present[scores.argmax(dim=0)].cpu().numpy()
+
+
+def protocol_results(
+    confusion: npt.NDArray[np.int64], split: ClassSplit, protocol: str, num_images: int
+) -> dict[str, Any]:
+    """The numbers of a protocol from its counts; see :meth:`ZeroShotSemSegEvaluator.evaluate` for the keys.
+
+    Args:
+        confusion: (K+1, K+1), see :mod:`zeroshot_d2.metrics`.
+        split: the K classes of the data set's vocabulary.
+        protocol: "GZS3", "ZS3", "supervised" or "cross-dataset".
+        num_images: images counted.
+
+    Raises:
+        ValueError: unknown protocol.
+    """
+    if protocol not in ("GZS3", "ZS3", "supervised", "cross-dataset"):
+        raise ValueError(f"unknown protocol {protocol!r}: use GZS3, ZS3, supervised or cross-dataset")
+    iou = iou_per_class(confusion)
+    results: dict[str, Any] = {"protocol": protocol, "mIoU": mean_over(iou)}
+    if protocol == "GZS3":
+        seen, unseen = mean_over(iou, split.seen_mask), mean_over(iou, split.unseen_mask)
+        results["mIoU_seen"], results["mIoU_unseen"] = seen, unseen
+        results["hIoU"] = None if seen is None or unseen is None else harmonic_mean(seen, unseen)
+    results["pAcc"] = pixel_accuracy(confusion)
+    results["IoU"] = {
+        name: None if np.isnan(value) else float(value) for name, value in zip(split.names, iou, strict=True)
+    }
+    results["num_images"] = num_images
+    return results
+
+
+_COLUMNS = {"pAcc": "pAcc", "mIoU_seen": "mIoU(S)", "mIoU_unseen": "mIoU(U)", "hIoU": "hIoU", "mIoU": "mIoU"}
+
+
+def format_results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row per data set, naming its protocol.
+
+    Args:
+        results: {data set: numbers of :meth:`ZeroShotSemSegEvaluator.evaluate`, with or without the "sem_seg"
+            around}.
+
+    Returns:
+        A text table in percent; "-" where a protocol has no such number.
+    """
+    rows = []
+    for dataset, numbers in results.items():
+        numbers = numbers.get("sem_seg", numbers)
+        values = [numbers.get(key) for key in _COLUMNS]
+        rows.append(
+            [dataset, numbers.get("protocol", "-")]
+            + ["-" if value is None else f"{value:.1f}" for value in values]
+            + [numbers.get("num_images", "-")]
+        )
+    headers = ["data set", "protocol", *_COLUMNS.values(), "images"]
+    align = ["left", "left", *["right"] * (len(_COLUMNS) + 1)]
+    return tabulate(rows, headers=headers, tablefmt="github", colalign=align, disable_numparse=True)
