@@ -4,8 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# detectron2 is not listed: it has no release of its own on the Python package index. scripts/install_detectron2.py finds
-# or installs it, and `import zeroshot_d2` says how when it is missing.
+# detectron2 is not listed: it has no release of its own on the Python package index. scripts/install_detectron2.py
+# finds or installs it, and `import zeroshot_d2` says how when it is missing.
 INSTALL_REQUIRES = [
     "torch>=2.4",  # tensors and training; scaled_dot_product_attention with a bias, torch.amp.GradScaler
     "torchvision>=0.19",  # the release that belongs to torch>=2.4; detectron2 imports its operators

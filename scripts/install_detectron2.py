@@ -1,9 +1,9 @@
 """Find detectron2, or install it into the environment of the interpreter that runs this script.
 
-detectron2 has no release of its own on the Python package index. The wheel sal-detectron2 0.7.2 there holds the Python code
-of upstream's commit a59f0563 (2024-04-17). It is tagged for CPython 3.10 on Linux because of a compiled extension that
-nothing in this project calls, and it carries a top-level package called ``tools``. So this script downloads that wheel,
-checks its SHA-256, unpacks it without those two, and installs what detectron2 imports at run time.
+detectron2 has no release of its own on the Python package index. The wheel sal-detectron2 0.7.2 there holds the Python
+code of upstream's commit a59f0563 (2024-04-17). It is tagged for CPython 3.10 on Linux because of a compiled extension
+that nothing in this project calls, and it carries a top-level package called ``tools``. So this script downloads that
+wheel, checks its SHA-256, unpacks it without those two, and installs what detectron2 imports at run time.
 
 A detectron2 that can be imported already, built from upstream for example, is left as it is.
 
@@ -81,7 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="find detectron2, or install it by hash")
     parser.add_argument("-c", "--constraint", help="pip constraints file for what detectron2 needs at run time")
     constraint = parser.parse_args().constraint
-    if importlib.util.find_spec("detectron2") is not None:
+    spec = importlib.util.find_spec("detectron2")
+    if spec is not None and spec.origin is not None:  # without an origin it is a folder that an uninstall left behind
         print("detectron2 is here already, it is used as it is")
     else:
         pip("install", *(["-c", constraint] if constraint else []), *RUNTIME_NEEDS)

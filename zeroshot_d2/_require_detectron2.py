@@ -5,10 +5,11 @@ import importlib.util
 
 def require_detectron2() -> None:
     """Raise ``ModuleNotFoundError``, saying how to get it, unless detectron2 can be found."""
-    if importlib.util.find_spec("detectron2") is None:
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None or spec.origin is None:  # without an origin it is a folder that an uninstall left behind
         raise ModuleNotFoundError(
-            "detectron2 is not installed: run `make setup`, or `python scripts/install_detectron2.py` in an environment "
-            "of your own, or build it from upstream with "
+            "detectron2 is not installed: run `make setup`, or `python scripts/install_detectron2.py` in an "
+            "environment of your own, or build it from upstream with "
             "`pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2`.",
             name="detectron2",
         )
