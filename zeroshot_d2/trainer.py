@@ -1,0 +1,318 @@
+"""One trainer for both systems: Detectron2's, with a repeatable data stream and results that name their protocol.
+
+A system is plugged in by four look-ups that ``train_net.py`` fills: mappers by meta-architecture, evaluators by the
+``evaluator_type`` of a dataset, and tables by the task that an evaluator reports.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    create_ddp_model,
+    hooks,
+)
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .solver import build_lr_scheduler, build_optimizer, epochs_to_iterations
+from .training_stream import DatasetDict, Mapper, Sample, TrainingLoader, seed_iteration
+
+logger = logging.getLogger(__name__)
+
+Results = dict[str, dict[str, Any]]  # {dataset: {metric: value}}
+RESULTS_FILE = "results.json"
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's ``DefaultTrainer`` for both systems, on GPUs or on a CPU, in one or several processes.
+
+    What differs: samples and random numbers depend on ``SEED`` and the iteration only (see ``training_stream.py``), so
+    a resumed run has the losses of an uninterrupted one, and the number of processes changes no batch. Batches of
+    several images at evaluation. Results go to ``OUTPUT_DIR/results.json``, and tables are printed with their protocol.
+
+    Attributes:
+        mappers: meta-architecture name -> mapper class, called with (cfg, is_train=...).
+        evaluators: ``evaluator_type`` of a dataset -> function (cfg, dataset name) -> evaluator.
+        tables: task that an evaluator reports -> function ({dataset: metrics}) -> printable table.
+    """
+
+    mappers: ClassVar[Mapping[str, Callable[..., Mapper]]] = {}
+    evaluators: ClassVar[Mapping[str, Callable[[CfgNode, str], DatasetEvaluator]]] = {}
+    tables: ClassVar[Mapping[str, Callable[[Results], str]]] = {}
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # DefaultTrainer.__init__ wraps the model for GPUs only and knows neither epochs nor our loader. The same
+        # objects are built here, in its order; everything else is inherited.
+        super(DefaultTrainer, self).__init__()
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = DefaultTrainer.auto_scale_workers(with_seed(cfg), comm.get_world_size())
+        seed_all_rng(cfg.SEED)
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        cfg = epochs_to_iterations(cfg, data_loader.num_images)
+        model = distribute(model)
+        self._trainer = _build_step(cfg, model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks without PreciseBN (there is no batch norm), and the report of skipped images."""
+        cfg = self.cfg
+
+        def test() -> dict[str, dict[str, float]]:
+            self._last_eval_results = self.test(cfg, self.model)
+            return {dataset: _numbers(metrics) for dataset, metrics in self._last_eval_results.items()}
+
+        result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if comm.is_main_process():
+            result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        result.append(ReportSkippedImages())
+        if cfg.DATASETS.TEST:
+            result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test))
+        if comm.is_main_process():
+            result.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return result
+
+    def train(self) -> Results | None:
+        """Train from ``start_iter`` to ``SOLVER.MAX_ITER``, then evaluate; the data stream starts at ``start_iter``."""
+        self.data_loader.start_at(self.start_iter)
+        super().train()
+        return getattr(self, "_last_eval_results", None)
+
+    def run_step(self) -> None:
+        seed_iteration(self.cfg.SEED, self.iter)
+        super().run_step()
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainingLoader:
+        """The repeatable stream over ``DATASETS.TRAIN``; samplers and groupings that would break it are refused."""
+        if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+            raise ValueError(
+                f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN!r} is not supported, only 'TrainingSampler' is"
+            )
+        if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+            raise ValueError(
+                "DATALOADER.ASPECT_RATIO_GROUPING True is not supported: batches would depend on the number of "
+                "processes; set it to False"
+            )
+        _check_registered("DATASETS.TRAIN", cfg.DATASETS.TRAIN)
+        return TrainingLoader(
+            get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS),
+            cls.build_mapper(cfg, is_train=True),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            seed=cfg.SEED,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            skip_unreadable=cfg.INPUT.SKIP_UNREADABLE,
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader[list[Sample]]:
+        """Batches of ``TEST.IMS_PER_BATCH`` images, each image once, shared out over the processes."""
+        _check_registered("DATASETS.TEST", [dataset_name])
+        return build_detection_test_loader(
+            get_detection_dataset_dicts(dataset_name, filter_empty=False),
+            mapper=_Strict(cls.build_mapper(cfg, is_train=False)),
+            batch_size=cfg.TEST.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_mapper(cls, cfg: CfgNode, *, is_train: bool) -> Mapper:
+        """The mapper of ``MODEL.META_ARCHITECTURE``."""
+        mapper = _look_up(cls.mappers, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+        return mapper(cfg, is_train=is_train)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The evaluator of the ``evaluator_type`` that the dataset was registered with."""
+        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        build = _look_up(cls.evaluators, evaluator_type, f"evaluator_type of dataset {dataset_name!r}")
+        return build(cfg, dataset_name)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None
+    ) -> Results:
+        """Evaluate ``model`` on each of ``DATASETS.TEST``, print a table each, write ``OUTPUT_DIR/results.json``.
+
+        Returns:
+            {dataset: metrics} on the main process, {} on the others.
+        """
+        if evaluators is not None and not isinstance(evaluators, list):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(cfg.DATASETS.TEST):
+            raise ValueError(f"{len(evaluators)} evaluator(s) for the datasets of DATASETS.TEST {cfg.DATASETS.TEST}")
+        if not cfg.DATASETS.TEST:
+            raise ValueError("DATASETS.TEST is empty: there is nothing to evaluate on")
+        results: Results = {}
+        for index, dataset_name in enumerate(cfg.DATASETS.TEST):
+            data_loader = cls.build_test_loader(cfg, dataset_name)
+            evaluator = evaluators[index] if evaluators is not None else cls.build_evaluator(cfg, dataset_name)
+            logger.info("evaluating on %s (%d images)", dataset_name, len(data_loader.dataset))  # type: ignore[arg-type]
+            by_task = inference_on_dataset(model, data_loader, evaluator)
+            if not comm.is_main_process():
+                continue
+            results[dataset_name] = next(iter(by_task.values())) if len(by_task) == 1 else by_task
+            for task, metrics in by_task.items():
+                if task in cls.tables:
+                    logger.info("results on %s:\n%s", dataset_name, cls.tables[task]({dataset_name: metrics}))
+                else:  # an evaluator of the user's own
+                    print_csv_format({task: _numbers(metrics)})
+        if comm.is_main_process() and cfg.OUTPUT_DIR:
+            write_json(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, results)
+        return results
+
+
+class ReportSkippedImages(HookBase):
+    """At the end of the training, say how many samples of all processes stood in for unreadable images."""
+
+    def after_train(self) -> None:
+        if self.trainer.iter < self.trainer.max_iter:
+            return  # after a failure the other processes may not be there to answer
+        counts = comm.gather(self.trainer.data_loader.skipped)
+        total = sum(sum(count.values()) for count in counts)
+        if total:
+            files = sorted(set().union(*counts))
+            logger.warning("%d samples replaced %d unreadable files: %s", total, len(files), ", ".join(files[:20]))
+
+
+class _Strict:
+    """A mapper for evaluation: an image without a sample is an error, since leaving it out would change the numbers."""
+
+    def __init__(self, mapper: Mapper) -> None:
+        self._mapper = mapper
+
+    def __call__(self, dataset_dict: DatasetDict) -> Sample:
+        sample = self._mapper(dataset_dict)
+        if sample is None:
+            raise ValueError(
+                f"the mapper gave no sample for {dataset_dict.get('file_name')}: evaluation skips no image, "
+                "mend the file or take it out of the dataset"
+            )
+        return sample
+
+
+def with_seed(cfg: CfgNode) -> CfgNode:
+    """``cfg`` itself if it has a seed, else a copy with one that is drawn now and shared by all processes."""
+    if cfg.SEED >= 0:
+        return cfg
+    result = cfg.clone()
+    result.defrost()
+    result.SEED = comm.shared_random_seed()
+    if cfg.is_frozen():
+        result.freeze()
+    logger.info("SEED is negative: this run draws %d", result.SEED)
+    return result
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """``model`` itself in a single process, else wrapped in ``DistributedDataParallel``, on GPUs or on the CPU."""
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    if device.type == "cpu" and dist.get_backend() == dist.Backend.NCCL:
+        raise ValueError(
+            "MODEL.DEVICE is cpu, but the processes talk through NCCL, which needs GPUs; "
+            "hide the GPUs with CUDA_VISIBLE_DEVICES='' to train on the CPU in several processes"
+        )
+    # Whether a parameter gets a gradient may depend on the batch (an image without any seen class, say), and the
+    # batches of two processes differ: without looking for unused parameters they would wait for each other.
+    return create_ddp_model(
+        model,
+        broadcast_buffers=False,
+        find_unused_parameters=True,
+        device_ids=None if device.type == "cpu" else [device.index],
+    )
+
+
+def _build_step(
+    cfg: CfgNode, model: nn.Module, data_loader: TrainingLoader, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """The inner trainer that runs one step: with mixed precision where it is wanted and the model is on a GPU."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer(model, data_loader, optimizer)
+    if next(model.parameters()).device.type != "cuda":
+        logger.info("SOLVER.AMP.ENABLED is ignored: mixed precision is used on CUDA devices only")
+        return SimpleTrainer(model, data_loader, optimizer)
+    return AMPTrainer(model, data_loader, optimizer, grad_scaler=torch.amp.GradScaler("cuda"))
+
+
+def _look_up(table: Mapping[str, Any], key: str | None, what: str) -> Any:
+    if key is None or key not in table:
+        raise ValueError(f"{what} is {key!r}; the trainer knows {sorted(table)}")
+    return table[key]
+
+
+def _check_registered(key: str, names: list[str] | tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in DatasetCatalog]
+    if missing:
+        raise ValueError(f"{key}: {missing} not registered; registered datasets are {sorted(DatasetCatalog)}")
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The plain numbers among ``metrics``, for the event storage: no texts, no None, no per-class tables."""
+    return {
+        key: float(value)
+        for key, value in metrics.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON, NaN as null, in one step, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _without_nan(value: Any) -> Any:
+    """``value`` with None for every NaN: JSON has no NaN, and evaluators of Detectron2 report absent classes as NaN."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
