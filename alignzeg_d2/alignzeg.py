@@ -1,0 +1,459 @@
+"""AlignZeg (Fig. 2): the meta-architecture.
+
+Shapes: N images, Q proposals, K classes of the vocabulary, C training classes, D embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder
+from alignzeg_d2.modeling.criterion import Criterion, LossWeights, Predictions
+from alignzeg_d2.modeling.feature_fusion import FeatureFusion
+from alignzeg_d2.modeling.gepc.classifier import ProposalClassifier
+from alignzeg_d2.modeling.pbc import ClassIndicator
+from alignzeg_d2.modeling.pixel_decoder import PIXEL_DECODER_REGISTRY
+from alignzeg_d2.modeling.semantic_decoder import SEMANTIC_DECODER_REGISTRY
+from alignzeg_d2.postprocessing import (
+    POSTPROCESSOR_REGISTRY,
+    class_probabilities,
+    semantic_labels,
+    semantic_scores,
+    upsampled_strips,
+)
+from zeroshot_d2.class_split import ClassSplit
+from zeroshot_d2.clip_loader import create_clip, fingerprint
+from zeroshot_d2.datasets.sem_seg import IGNORE_LABEL
+from zeroshot_d2.label_embeddings import ClipTextEmbeddings, get_templates
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS = ("scores", "labels")
+_IDENTITY_BYTES = 512
+
+
+@META_ARCH_REGISTRY.register()
+class AlignZeg(nn.Module):
+    """Zero-shot semantic segmentation with mutually-refined proposals (MRPE), generalization-enhanced classification
+    (GEPC) and predictive bias correction (PBC)."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    clip_identity: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_encoder: Backbone,
+        clip_image_encoder: ClipImageEncoder,
+        clip_resolution: float,
+        feature_fusion: FeatureFusion,
+        pixel_decoder: nn.Module,
+        semantic_decoder: nn.Module,
+        classifier: ProposalClassifier,
+        class_indicator: ClassIndicator | None,
+        criterion: Criterion,
+        postprocessor: Any,
+        text_embeddings: ClipTextEmbeddings,
+        clip_identity: dict[str, str],
+        trained_classes: Collection[str],
+        default_dataset: str | None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        output: str = "scores",
+        background_in_softmax: bool = True,
+        return_proposals: bool = False,
+        chunk_pixels: int = 262144,
+    ) -> None:
+        """
+        Args:
+            image_encoder: gives Z_enc.
+            clip_image_encoder: gives Z_clip and the tokens for the semantic decoder.
+            clip_resolution: side of CLIP's input as a share of the image's.
+            feature_fusion, pixel_decoder, semantic_decoder, classifier, class_indicator: the boxes of Fig. 2;
+                ``class_indicator`` is None for a model without PBC.
+            criterion: Eq. 8.
+            postprocessor: corrects class logits at test time.
+            text_embeddings: prompts -> T (K, D).
+            clip_identity: name, tag and fingerprint of CLIP; written into checkpoints and compared when they are loaded.
+            trained_classes: names (and prompt texts) of the classes that training knows; they are "seen".
+            default_dataset: whose vocabulary inputs get that name neither a data set nor a vocabulary.
+            pixel_mean, pixel_std: per channel.
+            output: "scores" or "labels".
+            background_in_softmax: drop the background behind the softmax rather than before it.
+            return_proposals: also return masks, logits and class indicator of the proposals.
+            chunk_pixels: output pixels computed at once.
+
+        Raises:
+            ValueError: unknown ``output``.
+        """
+        super().__init__()
+        if output not in OUTPUTS:
+            raise ValueError(f"MODEL.ALIGNZEG.TEST.OUTPUT must be one of {OUTPUTS}, got {output!r}")
+        self.image_encoder = image_encoder
+        self.clip_image_encoder = clip_image_encoder
+        self.clip_resolution = clip_resolution
+        self.feature_fusion = feature_fusion
+        self.pixel_decoder = pixel_decoder
+        self.semantic_decoder = semantic_decoder
+        self.classifier = classifier
+        self.class_indicator = class_indicator
+        self.criterion = criterion
+        self.postprocessor = postprocessor
+        self.text_embeddings = text_embeddings
+        self.trained_classes = frozenset(trained_classes)
+        self.default_dataset = default_dataset
+        self.output = output
+        self.background_in_softmax = background_in_softmax
+        self.return_proposals = return_proposals
+        self.chunk_pixels = chunk_pixels
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+        self.register_buffer("clip_identity", _to_bytes(clip_identity))
+        self._frozen_keys = _frozen_keys(self)
+        self.register_state_dict_post_hook(_leave_out_clip)
+        self.register_load_state_dict_pre_hook(_refuse_another_clip)
+        self.register_load_state_dict_post_hook(_check_completeness)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        alignzeg = cfg.MODEL.ALIGNZEG
+        clip = create_clip(alignzeg.CLIP.NAME, alignzeg.CLIP.PRETRAINED)
+        identity = {
+            "name": alignzeg.CLIP.NAME,
+            "pretrained": alignzeg.CLIP.PRETRAINED,
+            "sha256": fingerprint(clip),
+        }
+        text_embeddings = ClipTextEmbeddings(
+            name=alignzeg.CLIP.NAME,
+            pretrained=alignzeg.CLIP.PRETRAINED,
+            templates=get_templates(alignzeg.CLIP.TEMPLATES),
+            weights_hash=identity["sha256"],
+        )
+        training = [_split_of(name) for name in cfg.DATASETS.TRAIN]
+        for split in [*training, *(_split_of(name) for name in cfg.DATASETS.TEST)]:
+            text_embeddings(split.prompts, clip)  # while the text tower is at hand
+
+        image_encoder = build_backbone(cfg)
+        width = image_encoder.output_shape()["z_enc"].channels
+        num_layers = len(clip.visual.transformer.resblocks) - alignzeg.SEMANTIC_DECODER.NUM_LAYERS
+        clip_image_encoder = ClipImageEncoder(
+            clip.visual, num_layers=num_layers, tap=alignzeg.CLIP.TAP, num_prompts=alignzeg.CLIP.NUM_PROMPTS
+        )
+        semantic_decoder = SEMANTIC_DECODER_REGISTRY.get(alignzeg.SEMANTIC_DECODER.NAME)(
+            clip.visual, num_layers=alignzeg.SEMANTIC_DECODER.NUM_LAYERS
+        )
+        num_queries = alignzeg.PIXEL_DECODER.NUM_QUERIES
+        if alignzeg.PBC.ENABLED and num_queries < alignzeg.PBC.TOP_K:
+            raise ValueError(
+                f"MODEL.ALIGNZEG.PBC.TOP_K={alignzeg.PBC.TOP_K} exceeds PIXEL_DECODER.NUM_QUERIES={num_queries}"
+            )
+        embedding = clip.visual.output_dim
+        return {
+            "image_encoder": image_encoder,
+            "clip_image_encoder": clip_image_encoder,
+            "clip_resolution": alignzeg.CLIP.RESOLUTION,
+            "feature_fusion": FeatureFusion(clip_width=clip_image_encoder.width, width=width),
+            "pixel_decoder": PIXEL_DECODER_REGISTRY.get(alignzeg.PIXEL_DECODER.NAME).build(
+                width=width,
+                num_queries=num_queries,
+                num_bias_heads=semantic_decoder.num_heads if alignzeg.SEMANTIC_DECODER.BIAS_PER_HEAD else 1,
+                cfg=alignzeg.PIXEL_DECODER,
+            ),
+            "semantic_decoder": semantic_decoder,
+            "classifier": ProposalClassifier(
+                width=embedding,
+                num_background_prototypes=alignzeg.GEPC.NUM_BACKGROUND_PROTOTYPES,
+                logit_scale=clip.logit_scale.exp().item(),
+            ),
+            "class_indicator": (
+                ClassIndicator(width=embedding, detach=alignzeg.PBC.DETACH) if alignzeg.PBC.ENABLED else None
+            ),
+            "criterion": Criterion(
+                weights=LossWeights(
+                    bc=alignzeg.LOSS.BC_WEIGHT,
+                    ce=alignzeg.LOSS.CE_WEIGHT,
+                    mask=alignzeg.LOSS.MASK_WEIGHT,
+                    dice=alignzeg.LOSS.DICE_WEIGHT,
+                    vir=alignzeg.LOSS.VIR_WEIGHT,
+                    reg=alignzeg.LOSS.REG_WEIGHT,
+                    no_object=alignzeg.LOSS.NO_OBJECT_WEIGHT,
+                ),
+                ignore_label=IGNORE_LABEL,
+                num_points=alignzeg.LOSS.NUM_POINTS,
+                oversample_ratio=alignzeg.LOSS.OVERSAMPLE_RATIO,
+                importance_sample_ratio=alignzeg.LOSS.IMPORTANCE_SAMPLE_RATIO,
+                exclude_ignored_pixels=alignzeg.LOSS.EXCLUDE_IGNORED_PIXELS,
+                feature_expansion=alignzeg.GEPC.FEATURE_EXPANSION,
+                mixup_alpha=alignzeg.GEPC.ALPHA,
+                exclude_same_class=alignzeg.GEPC.EXCLUDE_SAME_CLASS,
+                top_k=alignzeg.PBC.TOP_K,
+            ),
+            "postprocessor": POSTPROCESSOR_REGISTRY.get(alignzeg.PBC.POSTPROCESSOR)(gamma=alignzeg.PBC.GAMMA),
+            "text_embeddings": text_embeddings,
+            "clip_identity": identity,
+            "trained_classes": {text for split in training for text in _texts_of(split)},
+            "default_dataset": cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else None,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "output": alignzeg.TEST.OUTPUT,
+            "background_in_softmax": alignzeg.TEST.BACKGROUND_IN_SOFTMAX,
+            "return_proposals": alignzeg.TEST.RETURN_PROPOSALS or alignzeg.TEST.ORACLE,
+            "chunk_pixels": alignzeg.TEST.CHUNK_PIXELS,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    @property
+    def size_divisibility(self) -> int:
+        """Image sides are padded to a multiple of this: both encoders then see whole patches."""
+        return max(self.image_encoder.size_divisibility, round(self.clip_image_encoder.patch_size / self.clip_resolution))
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """
+        Args:
+            batched_inputs: a dict per image with
+
+                * ``image``: (3, H, W) in the format of cfg.INPUT.FORMAT;
+                * ``sem_seg``: (H, W) class indices, for training;
+                * ``height``, ``width``: size of the output, by default that of ``image``;
+                * ``vocabulary``: class names or a ClassSplit; else ``dataset_name``: a registered data set, whose vocabulary
+                  is used; else that of cfg.DATASETS.TEST[0].
+
+        Returns:
+            in training a dict of weighted losses; otherwise a dict per image with ``sem_seg`` (K, H, W), the score of each
+            class of the vocabulary in its order, or ``sem_seg_labels`` (H, W), the index of the best; and ``proposals`` when
+            asked for: ``mask_logits`` (Q, h, w) covering the image, ``class_logits`` and ``corrected_logits`` (Q, K + 1),
+            ``class_indicator`` (Q,) or None.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = ImageList.from_tensors([self._normalise(x) for x in batched_inputs], self.size_divisibility)
+        sem_seg = ImageList.from_tensors(
+            [x["sem_seg"].to(self.device) for x in batched_inputs], self.size_divisibility, pad_value=IGNORE_LABEL
+        )
+        prototypes = self._prototypes(self._training_vocabulary(batched_inputs))
+
+        mask_logits, features = self.extract_proposals(images.tensor)
+        refined = self.classifier.refine(features)
+        predictions = Predictions(
+            class_logits=self.classifier(refined, prototypes),
+            mask_logits=mask_logits,
+            refined_features=refined,
+            indicator_logits=self.class_indicator(features) if self.class_indicator is not None else None,
+        )
+        return self.criterion(
+            predictions,
+            sem_seg.tensor,
+            prototypes=prototypes,
+            background_prototypes=self.classifier.background_prototypes,
+            logit_scale=self.classifier.logit_scale,
+        )
+
+    def extract_proposals(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Everything that does not depend on a vocabulary.
+
+        ``images`` (N, 3, H, W), normalised -> mask logits M (N, Q, h, w) and proposal features F (N, Q, D).
+        """
+        height, width = images.shape[-2:]
+        clip_size = (round(height * self.clip_resolution), round(width * self.clip_resolution))
+        clip_images = images
+        if clip_size != (height, width):
+            clip_images = F.interpolate(images, size=clip_size, mode="bilinear", align_corners=False)
+        z_clip, tokens = self.clip_image_encoder(clip_images)
+        z_enc = self.image_encoder(images)["z_enc"]
+        proposals = self.pixel_decoder(self.feature_fusion(z_enc, z_clip))
+        features = self.semantic_decoder(tokens, proposals.attention_bias, (z_clip.shape[-2], z_clip.shape[-1]))
+        return proposals.mask_logits, features
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Images of one padded size run together; each gives what it gives alone."""
+        images = [self._normalise(x) for x in batched_inputs]
+        vocabularies = [self.vocabulary_of(x) for x in batched_inputs]
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            groups[self._padded_size(image)].append(index)
+        results: dict[int, dict[str, Any]] = {}
+        for padded_size, indices in groups.items():
+            batch = ImageList.from_tensors([images[i] for i in indices], self.size_divisibility)
+            mask_logits, features = self.extract_proposals(batch.tensor)
+            for i, image_masks, image_features in zip(indices, mask_logits, features, strict=True):
+                results[i] = self._segment(
+                    batched_inputs[i],
+                    vocabularies[i],
+                    image_masks.float(),
+                    image_features,
+                    image_size=(images[i].shape[-2], images[i].shape[-1]),
+                    padded_size=padded_size,
+                )
+        return [results[i] for i in range(len(images))]
+
+    def _segment(
+        self,
+        inputs: dict[str, Any],
+        vocabulary: ClassSplit,
+        mask_logits: Tensor,
+        features: Tensor,
+        *,
+        image_size: tuple[int, int],
+        padded_size: tuple[int, int],
+    ) -> dict[str, Any]:
+        """One image: ``mask_logits`` (Q, h, w) and ``features`` (Q, D) -> its output."""
+        logits = self.classifier(self.classifier.refine(features), self._prototypes(vocabulary)).float()
+        indicator = self.class_indicator(features).float().sigmoid() if self.class_indicator is not None else None
+        corrected = self.postprocessor(logits, indicator, self.seen_mask(vocabulary))
+        probabilities = class_probabilities(corrected, background_in_softmax=self.background_in_softmax)
+        region = (
+            mask_logits.shape[-2] * image_size[0] / padded_size[0],
+            mask_logits.shape[-1] * image_size[1] / padded_size[1],
+        )
+        output_size = (inputs.get("height", image_size[0]), inputs.get("width", image_size[1]))
+        segment = semantic_scores if self.output == "scores" else semantic_labels
+        result: dict[str, Any] = {
+            "sem_seg" if self.output == "scores" else "sem_seg_labels": segment(
+                probabilities, mask_logits, region=region, output_size=output_size, chunk_pixels=self.chunk_pixels
+            )
+        }
+        if self.return_proposals:
+            cells = (max(1, round(region[0])), max(1, round(region[1])))
+            ((_, masks),) = upsampled_strips(mask_logits, region, cells, chunk_pixels=cells[0] * cells[1])
+            result["proposals"] = {
+                "mask_logits": masks,
+                "class_logits": logits,
+                "corrected_logits": corrected,
+                "class_indicator": indicator,
+                "features": self.classifier.refine(features).float(),
+            }
+        return result
+
+    def vocabulary_of(self, inputs: dict[str, Any]) -> ClassSplit:
+        """The vocabulary of one input.
+
+        Raises:
+            ValueError: it names neither a vocabulary nor a data set and there is no default, or the vocabulary is empty or
+                has duplicates.
+        """
+        if "vocabulary" in inputs:
+            vocabulary = inputs["vocabulary"]
+            return vocabulary if isinstance(vocabulary, ClassSplit) else vocabulary_from_names(vocabulary)
+        name = inputs.get("dataset_name", self.default_dataset)
+        if name is None:
+            raise ValueError(
+                'the input has neither a "vocabulary" nor a "dataset_name", and cfg.DATASETS.TEST names no data set '
+                "whose vocabulary could be used"
+            )
+        return _split_of(name)
+
+    def seen_mask(self, vocabulary: ClassSplit) -> Tensor:
+        """(K,) bool: classes that training knew, by name or synonym, and that the vocabulary does not call unseen."""
+        trained = torch.from_numpy(vocabulary.trained_mask(self.trained_classes))
+        return (trained & torch.from_numpy(vocabulary.seen_mask)).to(self.device)
+
+    def _training_vocabulary(self, batched_inputs: list[dict[str, Any]]) -> ClassSplit:
+        first, *others = {self.vocabulary_of(x) for x in batched_inputs}
+        if others:
+            raise ValueError(
+                "one training batch mixes data sets of different vocabularies "
+                f"({len(first)} and {len(others[0])} classes): train on data sets that share one"
+            )
+        return first
+
+    def _prototypes(self, vocabulary: ClassSplit) -> Tensor:
+        return self.text_embeddings(vocabulary.prompts).to(self.device)
+
+    def _normalise(self, inputs: dict[str, Any]) -> Tensor:
+        return (inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+
+    def _padded_size(self, image: Tensor) -> tuple[int, int]:
+        divisor = self.size_divisibility
+        height, width = (-(-side // divisor) * divisor for side in image.shape[-2:])
+        return height, width
+
+
+def vocabulary_from_names(names: Sequence[str]) -> ClassSplit:
+    """A vocabulary of one's own; a name may list synonyms ("tree|bush"), of which the first is displayed."""
+    return ClassSplit(names=tuple(name.split("|")[0].strip() for name in names), prompts=tuple(names))
+
+
+def _split_of(dataset: str) -> ClassSplit:
+    metadata = MetadataCatalog.get(dataset)
+    if not hasattr(metadata, "class_split"):
+        raise ValueError(
+            f"the data set {dataset!r} has no class split: register it with zeroshot_d2.register_sem_seg, "
+            "or set MetadataCatalog.get(name).class_split"
+        )
+    return metadata.class_split
+
+
+def _texts_of(split: ClassSplit) -> set[str]:
+    return {*split.names, *(synonym for synonyms in split.synonyms for synonym in synonyms)}
+
+
+# ---- checkpoints: CLIP stays out of them, and its identity goes in ----
+
+
+def _frozen_keys(model: AlignZeg) -> frozenset[str]:
+    return frozenset(
+        f"{room}.{name}"
+        for room in ("clip_image_encoder", "semantic_decoder")
+        for name, parameter in model.get_submodule(room).named_parameters()
+        if not parameter.requires_grad
+    )
+
+
+def _to_bytes(identity: dict[str, str]) -> Tensor:
+    """The identity as a uint8 tensor of fixed length, which Detectron2's checkpointer can carry."""
+    text = json.dumps(identity, sort_keys=True).encode()
+    if len(text) > _IDENTITY_BYTES:
+        raise ValueError(f"MODEL.ALIGNZEG.CLIP.PRETRAINED is too long to be recorded: {identity['pretrained']!r}")
+    return torch.tensor(list(text.ljust(_IDENTITY_BYTES)), dtype=torch.uint8)
+
+
+def _from_bytes(identity: Tensor) -> dict[str, str]:
+    return json.loads(bytes(identity.cpu().tolist()).decode())
+
+
+def _leave_out_clip(model: AlignZeg, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    for key in model._frozen_keys:
+        state.pop(prefix + key, None)
+
+
+def _refuse_another_clip(model: AlignZeg, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    stored = state.get(prefix + "clip_identity")
+    if stored is None:
+        return  # reported as missing by _check_completeness
+    theirs, ours = _from_bytes(torch.as_tensor(stored)), _from_bytes(model.clip_identity)
+    if theirs["sha256"] != ours["sha256"]:
+        raise ValueError(
+            f"the checkpoint was trained on CLIP {theirs['name']!r} with weights {theirs['pretrained']!r} "
+            f"({theirs['sha256'][:12]}), this model has {ours['name']!r} with {ours['pretrained']!r} "
+            f"({ours['sha256'][:12]}): its scores would be meaningless. Set MODEL.ALIGNZEG.CLIP.NAME and .PRETRAINED."
+        )
+    state[prefix + "clip_identity"] = model.clip_identity.clone()  # the path of equal weights may differ
+
+
+def _check_completeness(model: AlignZeg, incompatible: Any) -> None:
+    missing = [key for key in incompatible.missing_keys if key not in model._frozen_keys]
+    incompatible.missing_keys[:] = []
+    if missing:
+        raise ValueError(
+            f"the checkpoint lacks {len(missing)} of AlignZeg's weights or has them in another shape, the first being "
+            f"{missing[:3]}: it belongs to another model or config (compare it with the config.yaml beside the checkpoint)"
+        )

@@ -1,0 +1,145 @@
+"""Every key of AlignZeg, with the paper's symbol, default and place. Defaults are those of PASCAL VOC 2012."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from zeroshot_d2.clip_loader import PIXEL_MEAN, PIXEL_STD
+from zeroshot_d2.config import add_trainer_config
+
+
+def add_alignzeg_config(cfg: CfgNode) -> None:
+    """Add ``cfg.MODEL.ALIGNZEG`` and set Detectron2's own keys to what AlignZeg trains with."""
+    add_trainer_config(cfg)
+
+    cfg.MODEL.META_ARCHITECTURE = "AlignZeg"
+    cfg.MODEL.BACKBONE.NAME = "ViTImageEncoder"
+    # Both encoders see images in RGB, normalised as CLIP expects.
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = list(PIXEL_MEAN)
+    cfg.MODEL.PIXEL_STD = list(PIXEL_STD)
+
+    alignzeg = cfg.MODEL.ALIGNZEG = CfgNode()
+
+    # ---- CLIP (Sec. 4.2) ----
+    alignzeg.CLIP = CfgNode()
+    # An open_clip model name. OpenAI's weights need QuickGELU, hence "-quickgelu".
+    alignzeg.CLIP.NAME = "ViT-B-16-quickgelu"
+    # An open_clip tag, a local weights file, "bundled" (the demo world's CLIP) or "" (random weights).
+    alignzeg.CLIP.PRETRAINED = "openai"
+    # Side of CLIP's input as a share of the image's: 320 against 640.
+    alignzeg.CLIP.RESOLUTION = 0.5
+    # Number of the block behind which Z_clip is tapped: "the first 6 layers".
+    alignzeg.CLIP.TAP = 6
+    # Learnt tokens per block (deep visual prompts); the paper has 20 on COCO-Stuff and none elsewhere (suppl. Sec. 1).
+    alignzeg.CLIP.NUM_PROMPTS = 0
+    # Text templates: "vild" (14), "imagenet" (80) or "single".
+    alignzeg.CLIP.TEMPLATES = "vild"
+
+    # ---- image encoder (Sec. 4.2) ----
+    alignzeg.IMAGE_ENCODER = CfgNode()
+    alignzeg.IMAGE_ENCODER.IMAGE_SIZE = 640  # position embeddings are laid out for this side
+    alignzeg.IMAGE_ENCODER.PATCH_SIZE = 16
+    alignzeg.IMAGE_ENCODER.WIDTH = 240
+    alignzeg.IMAGE_ENCODER.DEPTH = 8
+    alignzeg.IMAGE_ENCODER.NUM_HEADS = 6
+    alignzeg.IMAGE_ENCODER.DROP_PATH_RATE = 0.0
+
+    # ---- pixel decoder (Sec. 3.1) ----
+    alignzeg.PIXEL_DECODER = CfgNode()
+    # "MRPE", or "TransformerPixelDecoder" (the baseline's, Table 5), or one of your own in PIXEL_DECODER_REGISTRY.
+    alignzeg.PIXEL_DECODER.NAME = "MRPE"
+    alignzeg.PIXEL_DECODER.NUM_QUERIES = 100  # N
+    alignzeg.PIXEL_DECODER.NUM_HEADS = 1  # MRPE: heads of its attentions; Eq. 1 is single-headed
+    alignzeg.PIXEL_DECODER.MLP_RATIO = 4.0
+    alignzeg.PIXEL_DECODER.DECODER_LAYERS = 6  # TransformerPixelDecoder
+    alignzeg.PIXEL_DECODER.DECODER_HEADS = 8  # TransformerPixelDecoder
+
+    # ---- semantic decoder (suppl. Sec. 1) ----
+    alignzeg.SEMANTIC_DECODER = CfgNode()
+    alignzeg.SEMANTIC_DECODER.NAME = "SemanticDecoder"
+    alignzeg.SEMANTIC_DECODER.NUM_LAYERS = 3  # "the last 3 layers of CLIP"
+    # One bias map B per proposal for all heads, or one for each head.
+    alignzeg.SEMANTIC_DECODER.BIAS_PER_HEAD = False
+
+    # ---- classification, GEPC (Sec. 3.2) ----
+    alignzeg.GEPC = CfgNode()
+    # M: background prototypes; 20 on COCO-Stuff, 10 elsewhere, 1 without the background diversity strategy.
+    alignzeg.GEPC.NUM_BACKGROUND_PROTOTYPES = 10
+    alignzeg.GEPC.FEATURE_EXPANSION = True
+    alignzeg.GEPC.ALPHA = 3.0  # alpha of Beta(alpha, alpha), Eq. 2
+    # Leave mixtures of two proposals of one class out of L_vir: their virtual prototype is a seen one.
+    alignzeg.GEPC.EXCLUDE_SAME_CLASS = True
+
+    # ---- Predictive Bias Correction, PBC (Sec. 3.3) ----
+    alignzeg.PBC = CfgNode()
+    alignzeg.PBC.ENABLED = True  # whether a class indicator is trained
+    alignzeg.PBC.TOP_K = 50  # K
+    alignzeg.PBC.DETACH = True  # the class indicator sends no gradient into the proposal features (Fig. 2)
+    # The correction at test time: "PBC" (Eq. 7), "NoCorrection", or one of your own in POSTPROCESSOR_REGISTRY.
+    alignzeg.PBC.POSTPROCESSOR = "PBC"
+    alignzeg.PBC.GAMMA = 0.3  # gamma
+
+    # ---- objective (Sec. 3.4, Eq. 8) ----
+    alignzeg.LOSS = CfgNode()
+    alignzeg.LOSS.BC_WEIGHT = 1.0
+    alignzeg.LOSS.CE_WEIGHT = 2.0  # lambda_1
+    alignzeg.LOSS.MASK_WEIGHT = 5.0  # lambda_2, binary cross entropy
+    alignzeg.LOSS.DICE_WEIGHT = 5.0  # lambda_2, dice
+    alignzeg.LOSS.VIR_WEIGHT = 1e-2  # lambda_3
+    alignzeg.LOSS.REG_WEIGHT = 1e-4  # lambda_4
+    alignzeg.LOSS.NO_OBJECT_WEIGHT = 0.1  # of the background class within the cross entropy, as in Mask2Former
+    # Points per mask, as in Mask2Former; 0 takes every pixel.
+    alignzeg.LOSS.NUM_POINTS = 12544
+    alignzeg.LOSS.OVERSAMPLE_RATIO = 3.0
+    alignzeg.LOSS.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # Ignored (also: unseen) pixels count as negatives of every mask, or do not count at all.
+    alignzeg.LOSS.EXCLUDE_IGNORED_PIXELS = False
+
+    # ---- inference ----
+    alignzeg.TEST = CfgNode()
+    # "scores": {"sem_seg": (K, H, W)}, as Detectron2's other semantic segmenters. "labels": {"sem_seg_labels": (H, W)},
+    # which needs K times less memory for large images and vocabularies.
+    alignzeg.TEST.OUTPUT = "scores"
+    # The background takes part in the softmax and is dropped behind it, or is dropped before.
+    alignzeg.TEST.BACKGROUND_IN_SOFTMAX = True
+    # Also return each image's proposals.
+    alignzeg.TEST.RETURN_PROPOSALS = False
+    # Evaluate the masks alone: proposals get their class from the ground truth (Table 6). Needs RETURN_PROPOSALS.
+    alignzeg.TEST.ORACLE = False
+    # Output pixels computed at once; bounds the memory of large images.
+    alignzeg.TEST.CHUNK_PIXELS = 262144
+
+    # ---- input ----
+    cfg.INPUT.MIN_SIZE_TRAIN = tuple(range(320, 961, 64))
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    cfg.INPUT.MAX_SIZE_TRAIN = 2560
+    cfg.INPUT.MIN_SIZE_TEST = 640
+    cfg.INPUT.MAX_SIZE_TEST = 2560
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.TYPE = "absolute"
+    cfg.INPUT.CROP.SIZE = [640, 640]  # smaller images are padded to it
+    cfg.INPUT.COLOR_AUG_SSD = True
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+
+    # ---- solver (batch size and iterations: Sec. 4.2; the rest as in SAN, which the paper follows) ----
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.IMS_PER_BATCH = 16
+    cfg.SOLVER.BASE_LR = 1e-4
+    cfg.SOLVER.MAX_ITER = 20000
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
+    cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.SOLVER.WEIGHT_DECAY = 1e-4
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_EMBED_NAMES = ["pos_embed", "queries", "prompts", "background_prototypes"]
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
+    cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
+    cfg.SOLVER.AMP.ENABLED = True
+    cfg.SOLVER.CHECKPOINT_PERIOD = 5000
+    cfg.TEST.EVAL_PERIOD = 5000
+    cfg.SEED = 1

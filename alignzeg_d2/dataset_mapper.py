@@ -1,0 +1,116 @@
+"""Dataset dicts -> model inputs: reads an image and its labels, augments both, and maps labels to the vocabulary."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
+
+from zeroshot_d2.datasets.sem_seg import IGNORE_LABEL, read_label
+
+logger = logging.getLogger(__name__)
+
+
+class AlignZegDatasetMapper:
+    """In training: random size, colour, crop (padded where the image is smaller) and flip. In testing: the short side."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: list[T.Augmentation | T.Transform],
+        image_format: str,
+        skip_unreadable: bool,
+    ) -> None:
+        """
+        Args:
+            is_train: whether labels are read.
+            augmentations: applied to image and labels.
+            image_format: "RGB" or "BGR".
+            skip_unreadable: return None for a sample whose files cannot be read instead of raising.
+        """
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.skip_unreadable = skip_unreadable
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        augmentations: list[T.Augmentation | T.Transform]
+        if is_train:
+            augmentations = [
+                T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+            ]
+            if cfg.INPUT.COLOR_AUG_SSD:
+                augmentations.append(ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
+            if cfg.INPUT.CROP.ENABLED:
+                augmentations.append(T.FixedSizeCrop(cfg.INPUT.CROP.SIZE, pad_value=128.0, seg_pad_value=IGNORE_LABEL))
+            if cfg.INPUT.RANDOM_FLIP != "none":
+                augmentations.append(
+                    T.RandomFlip(
+                        horizontal=cfg.INPUT.RANDOM_FLIP == "horizontal", vertical=cfg.INPUT.RANDOM_FLIP == "vertical"
+                    )
+                )
+        else:
+            augmentations = [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "skip_unreadable": cfg.INPUT.SKIP_UNREADABLE and is_train,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """Adds ``image`` (3, H, W) uint8 and, in training, ``sem_seg`` (H, W) long.
+
+        Raises:
+            ValueError: a file cannot be read, or image and labels differ in size; the file is named. None is returned
+                instead where unreadable files are to be skipped.
+        """
+        dataset_dict = copy.copy(dataset_dict)
+        try:
+            image = _read_image(dataset_dict["file_name"], self.image_format)
+            sem_seg = None
+            if self.is_train:
+                table = MetadataCatalog.get(dataset_dict["dataset_name"]).label_table
+                sem_seg = read_label(dataset_dict["sem_seg_file_name"], table)
+        except OSError as error:  # a broken file; a label value outside the table stays an error
+            if self.skip_unreadable:
+                logger.warning("skipped: %s", error)
+                return None
+            raise
+        if sem_seg is not None and sem_seg.shape != image.shape[:2]:
+            raise ValueError(
+                f"{dataset_dict['file_name']} is {image.shape[1]}x{image.shape[0]} pixels, but its labels "
+                f"{dataset_dict['sem_seg_file_name']} are {sem_seg.shape[1]}x{sem_seg.shape[0]}"
+            )
+        dataset_dict.setdefault("height", image.shape[0])
+        dataset_dict.setdefault("width", image.shape[1])
+        # float32 holds every 16-bit label, and is the only type beside uint8 that Detectron2's transforms resize.
+        aug_input = T.AugInput(image, sem_seg=None if sem_seg is None else sem_seg.astype(np.float32))
+        self.augmentations(aug_input)
+        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        if aug_input.sem_seg is not None:
+            dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
+        return dataset_dict
+
+
+def _read_image(file_name: str, image_format: str) -> np.ndarray:
+    """(H, W, 3) uint8, upright.
+
+    Raises:
+        OSError: missing, unreadable or truncated; named.
+    """
+    try:
+        return utils.read_image(file_name, format=image_format)
+    except OSError as error:  # PIL.UnidentifiedImageError is one
+        raise OSError(f"cannot read the image {file_name}: {error}") from error

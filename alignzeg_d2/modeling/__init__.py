@@ -1,0 +1,1 @@
+"""The boxes of Fig. 2, one file each."""

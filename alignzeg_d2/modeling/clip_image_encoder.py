@@ -1,0 +1,94 @@
+"""The CLIP image encoder (Sec. 3.1): the frozen lower blocks of CLIP's ViT, with optional deep visual prompts.
+
+Shapes: N images, L patches, C width of CLIP, P prompts.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+
+class ClipImageEncoder(nn.Module):
+    """Blocks 1-9 of CLIP ViT-B/16; Z_clip is tapped after block 6 ("the first 6 layers", Sec. 4.2).
+
+    With prompts (suppl. Sec. 1: 20 on COCO-Stuff), P learnt tokens stand behind [CLS] in every block, new ones each time
+    (deep visual prompt tuning). Without prompts nothing here learns, and no activation is kept for a backward pass.
+    """
+
+    def __init__(self, visual: VisionTransformer, *, num_layers: int, tap: int, num_prompts: int = 0) -> None:
+        """
+        Args:
+            visual: open_clip's vision transformer; its stem and first blocks are used as they are.
+            num_layers: how many blocks run here; the semantic decoder has the rest.
+            tap: the number of the block whose output is Z_clip, counted from 1.
+            num_prompts: P, learnt tokens per block.
+
+        Raises:
+            ValueError: unless 1 <= tap <= num_layers < the number of CLIP's blocks.
+        """
+        super().__init__()
+        blocks = visual.transformer.resblocks
+        if not 1 <= tap <= num_layers < len(blocks):
+            raise ValueError(
+                f"CLIP has {len(blocks)} blocks: need 1 <= TAP <= (those before the semantic decoder) < {len(blocks)}, "
+                f"got TAP={tap} with {num_layers} blocks before the semantic decoder"
+            )
+        self.tap = tap
+        self.patch_size: int = visual.patch_size[0]
+        self.width: int = visual.conv1.out_channels
+        self.conv1, self.ln_pre = visual.conv1, visual.ln_pre
+        self.class_embedding = visual.class_embedding
+        self.positional_embedding = visual.positional_embedding
+        self._trained_grid: tuple[int, int] = visual.grid_size
+        self.blocks = nn.ModuleList(blocks[:num_layers])
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        self.prompts = nn.Parameter(torch.empty(num_layers, num_prompts, self.width)) if num_prompts else None
+        if self.prompts is not None:
+            bound = (6.0 / (3 * self.patch_size**2 + self.width)) ** 0.5  # VPT's initialisation (Jia et al., ECCV 2022)
+            nn.init.uniform_(self.prompts, -bound, bound)
+
+    def train(self, mode: bool = True) -> ClipImageEncoder:
+        """CLIP's own blocks stay in evaluation mode."""
+        super().train(mode)
+        self.blocks.eval()
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            images: (N, 3, H, W), normalised with CLIP's mean and deviation.
+
+        Returns:
+            Z_clip (N, C, h, w), and the tokens that enter the semantic decoder: (N, 1 + h*w, C), [CLS] first.
+        """
+        with torch.set_grad_enabled(self.prompts is not None and torch.is_grad_enabled()):
+            return self._forward(images)
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.conv1(images)
+        n, channels, height, width = features.shape
+        patches = features.flatten(2).transpose(1, 2)
+        cls = self.class_embedding.to(patches.dtype).expand(n, 1, -1)
+        x = self.ln_pre(torch.cat([cls, patches], dim=1) + self._positions(height, width).to(patches.dtype))
+        for number, block in enumerate(self.blocks, start=1):
+            if self.prompts is None:
+                x = block(x)
+            else:
+                prompts = self.prompts[number - 1].to(x.dtype).expand(n, -1, -1)
+                x = block(torch.cat([x[:, :1], prompts, x[:, 1:]], dim=1))
+                x = torch.cat([x[:, :1], x[:, 1 + prompts.shape[1] :]], dim=1)
+            if number == self.tap:
+                z_clip = x[:, 1:].transpose(1, 2).reshape(n, channels, height, width)
+        return z_clip, x
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """(1 + h*w, C) position embeddings, interpolated where the grid is not the one CLIP was trained on."""
+        if (height, width) == tuple(self._trained_grid):
+            return self.positional_embedding
+        grid = self.positional_embedding[1:].reshape(1, *self._trained_grid, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        return torch.cat([self.positional_embedding[:1], grid.flatten(2).transpose(1, 2)[0]])

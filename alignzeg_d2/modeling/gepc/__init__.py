@@ -1,0 +1,1 @@
+"""Generalization-Enhanced Proposal Classification (Sec. 3.2)."""

@@ -1,0 +1,41 @@
+"""Bipartite matching of proposals and ground-truth masks (suppl. Sec. 1).
+
+Shapes: Q proposals, T classes in the image, P points, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from alignzeg_d2.modeling.losses import pairwise_bce_cost, pairwise_dice_cost
+
+
+def mask_cost(
+    mask_logits: Tensor, masks: Tensor, *, bce_weight: float, dice_weight: float, valid: Tensor | None = None
+) -> Tensor:
+    """L_mask of every proposal against every ground-truth mask, at the sampled points.
+
+    ``mask_logits`` (Q, P), ``masks`` (T, P), ``valid`` (P,) -> (Q, T). In float32 whatever the model's precision.
+    """
+    logits, labels = mask_logits.float(), masks.float()
+    return bce_weight * pairwise_bce_cost(logits, labels, valid) + dice_weight * pairwise_dice_cost(logits, labels, valid)
+
+
+def class_cost(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """Minus the probability of each ground-truth class: ``class_logits`` (Q, C + 1), ``labels`` (T,) -> (Q, T)."""
+    return -class_logits.float().softmax(-1)[:, labels]
+
+
+@torch.no_grad()
+def match(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """The assignment of least total cost.
+
+    ``cost`` (Q, T) -> indices of proposals and of targets, both (min(Q, T),), ordered by proposal. A cost that is not
+    finite (an overflow under AMP) counts as the worst possible instead of stopping the training.
+    """
+    worst = torch.finfo(torch.float32).max / 1e6
+    finite = torch.nan_to_num(cost.float(), nan=worst, posinf=worst, neginf=-worst)
+    rows, columns = linear_sum_assignment(finite.cpu().numpy())
+    return (torch.as_tensor(rows, device=cost.device), torch.as_tensor(columns, device=cost.device))

@@ -1,0 +1,91 @@
+"""The semantic decoder (Sec. 3.2 and suppl. Sec. 1): CLIP's last blocks, in which Q copies of [CLS] each read one proposal.
+
+Shapes: N images, Q proposals, L patches, C width of CLIP, D embedding, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from fvcore.common.registry import Registry
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+SEMANTIC_DECODER_REGISTRY = Registry("SEMANTIC_DECODER")
+SEMANTIC_DECODER_REGISTRY.__doc__ = """
+Semantic decoders: nn.Modules built as ``decoder(visual, num_layers=...)``, called with CLIP's tokens (N, 1 + h*w, C), the
+attention bias (N, Hb, Q, H, W) and the grid (h, w), returning the proposal features F (N, Q, D).
+"""
+
+
+@SEMANTIC_DECODER_REGISTRY.register()
+class SemanticDecoder(nn.Module):
+    """Blocks 10-12 of CLIP, frozen.
+
+    A proposal token sees the patches, under its bias, and itself; nothing sees it. So the patches run on as in CLIP itself,
+    the proposals are cross-attention beside them, and the last block need not compute the patches at all. Without a bias
+    a proposal token is exactly [CLS].
+    """
+
+    def __init__(self, visual: VisionTransformer, *, num_layers: int) -> None:
+        """``visual`` is open_clip's vision transformer; its last ``num_layers`` blocks are used as they are."""
+        super().__init__()
+        self.blocks = nn.ModuleList(visual.transformer.resblocks[len(visual.transformer.resblocks) - num_layers :])
+        self.num_heads: int = visual.transformer.resblocks[-1].attn.num_heads
+        self.ln_post, self.proj = visual.ln_post, visual.proj
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        # One number that lets training set the strength of the bias against CLIP's own attention.
+        self.bias_scale = nn.Parameter(torch.ones(()))
+
+    def train(self, mode: bool = True) -> SemanticDecoder:
+        """CLIP's own blocks stay in evaluation mode."""
+        super().train(mode)
+        self.blocks.eval()
+        return self
+
+    def forward(self, tokens: Tensor, attention_bias: Tensor, grid: tuple[int, int]) -> Tensor:
+        """
+        Args:
+            tokens: (N, 1 + L, C) of the CLIP image encoder, [CLS] first.
+            attention_bias: B (N, Hb, Q, H, W) at any resolution; Hb is 1 or the number of heads.
+            grid: (h, w) of CLIP's patches, h * w = L.
+
+        Returns:
+            F (N, Q, D), not normalised.
+        """
+        n, heads, num_queries = attention_bias.shape[:3]
+        bias = F.adaptive_max_pool2d(attention_bias.flatten(1, 2), grid) * self.bias_scale
+        bias = bias.flatten(2).unflatten(1, (heads, num_queries))
+        alone = torch.full((num_queries, num_queries), float("-inf"), device=bias.device, dtype=bias.dtype)
+        alone.fill_diagonal_(0)
+        mask = torch.cat([bias, alone.expand(n, heads, -1, -1)], dim=-1)  # (N, Hb, Q, L + Q)
+
+        proposals = tokens[:, :1].expand(-1, num_queries, -1)
+        for number, block in enumerate(self.blocks, start=1):
+            proposals = _attend(block, proposals, tokens[:, 1:], mask)
+            if number < len(self.blocks):
+                tokens = block(tokens)
+        return self.ln_post(proposals) @ self.proj
+
+
+def _attend(block: ResidualAttentionBlock, proposals: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
+    """One of CLIP's blocks applied to the proposals, which see the patches and themselves.
+
+    Args:
+        proposals: (N, Q, C).
+        patches: (N, L, C).
+        mask: (N, Hb, Q, L + Q), added to the scaled products.
+    """
+    attn = block.attn
+    queries = block.ln_1(proposals)
+    seen = torch.cat([block.ln_1(patches), queries], dim=1)
+    weight_q, weight_k, weight_v = attn.in_proj_weight.chunk(3)
+    bias_q, bias_k, bias_v = attn.in_proj_bias.chunk(3)
+    q, k, v = (
+        F.linear(x, weight, bias).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+        for x, weight, bias in ((queries, weight_q, bias_q), (seen, weight_k, bias_k), (seen, weight_v, bias_v))
+    )
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype)).transpose(1, 2).flatten(2)
+    proposals = proposals + block.ls_1(attn.out_proj(attended))
+    return proposals + block.ls_2(block.mlp(block.ln_2(proposals)))

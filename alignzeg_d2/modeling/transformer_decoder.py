@@ -1,0 +1,57 @@
+"""The baseline's pixel decoder (Sec. 4.4, Table 5): a straightforward transformer decoder akin to MaskFormer's."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from alignzeg_d2.modeling.mrpe import proposals_from
+from alignzeg_d2.modeling.pixel_decoder import PIXEL_DECODER_REGISTRY, Proposals, mlp
+
+
+@PIXEL_DECODER_REGISTRY.register()
+class TransformerPixelDecoder(nn.Module):
+    """Mask queries attend to one another and to the features, layer by layer; the features stay as they are.
+
+    M = MLP(Q) Z_f^T and B = MLP(Q) (MLP Z_f)^T.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_queries: int,
+        num_bias_heads: int = 1,
+        num_heads: int = 8,
+        num_layers: int = 6,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        """``width`` is D, ``num_queries`` Q, ``num_bias_heads`` Hb; the rest are the decoder's own."""
+        super().__init__()
+        self.num_bias_heads = num_bias_heads
+        self.queries = nn.Parameter(torch.randn(num_queries, width))
+        layer = nn.TransformerDecoderLayer(
+            width, num_heads, int(width * mlp_ratio), dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.decoder = nn.TransformerDecoder(layer, num_layers, norm=nn.LayerNorm(width))
+        self.norm_features = nn.LayerNorm(width)
+        self.mask_mlp = mlp(width, width, width, layers=3)
+        self.bias_mlp = mlp(width, width, width * num_bias_heads)
+
+    @classmethod
+    def build(cls, *, width: int, num_queries: int, num_bias_heads: int, cfg: CfgNode) -> TransformerPixelDecoder:
+        return cls(
+            width=width,
+            num_queries=num_queries,
+            num_bias_heads=num_bias_heads,
+            num_heads=cfg.DECODER_HEADS,
+            num_layers=cfg.DECODER_LAYERS,
+            mlp_ratio=cfg.MLP_RATIO,
+        )
+
+    def forward(self, z_f: Tensor) -> Proposals:
+        """``z_f`` (N, D, h, w) -> :class:`Proposals` of Q masks."""
+        z = self.norm_features(z_f.flatten(2).transpose(1, 2))
+        q = self.mask_mlp(self.decoder(self.queries.expand(len(z), -1, -1), z))
+        return proposals_from(q, z, self.bias_mlp(z), self.num_bias_heads, (z_f.shape[-2], z_f.shape[-1]))

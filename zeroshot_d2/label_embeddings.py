@@ -1,0 +1,203 @@
+"""Label embeddings: class names -> one vector per class, from CLIP's text encoder, cached on disk.
+
+Shapes: K classes, T templates, L tokens, D embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zeroshot_d2.clip_loader import create_clip, get_tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Text templates. "vild" are the 14 of ViLD (Gu et al., ICLR 2022), the usual set of zero-shot segmentation.
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "single": ("a photo of a {}.",),
+    "vild": (
+        "a photo of a {}.",
+        "This is a photo of a {}",
+        "There is a {} in the scene",
+        "There is the {} in the scene",
+        "a photo of a {} in the scene",
+        "a photo of a small {}.",
+        "a photo of a medium {}.",
+        "a photo of a large {}.",
+        "This is a photo of a small {}.",
+        "This is a photo of a medium {}.",
+        "This is a photo of a large {}.",
+        "There is a small {} in the scene.",
+        "There is a medium {} in the scene.",
+        "There is a large {} in the scene.",
+    ),
+    "imagenet": tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES),
+}
+
+
+def get_templates(name: str) -> tuple[str, ...]:
+    """The template set ``name``.
+
+    Raises:
+        ValueError: unknown set.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"unknown template set {name!r}; there are {', '.join(map(repr, TEMPLATES))}")
+    return TEMPLATES[name]
+
+
+def encode_tokens(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
+    """CLIP's text features of tokens cut to any length that holds the longest text.
+
+    The text tower is causal and reads its output at the end-of-text token, so nothing behind that token can change it:
+    ten tokens cost an eighth of the 77 to which CLIP pads, and give the same features.
+
+    Args:
+        tokens: (N, L) ids, L at most the model's context length.
+
+    Returns:
+        (N, D), not normalised.
+    """
+    if not _is_causal_clip(clip):
+        raise ValueError(f"{type(clip).__name__} is not a CLIP with a causal text tower read at its end-of-text token")
+    length = tokens.shape[1]
+    x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+    x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
+    x = clip.ln_final(x)
+    x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]
+    return x @ clip.text_projection
+
+
+def _is_causal_clip(clip: open_clip.CLIP) -> bool:
+    return (
+        isinstance(clip, open_clip.CLIP)
+        and clip.attn_mask is not None
+        and clip.text_pool_type == "argmax"
+        and isinstance(clip.text_projection, torch.nn.Parameter)
+    )
+
+
+@torch.no_grad()
+def embed_prompts(
+    clip: open_clip.CLIP,
+    tokenizer: Callable[[list[str]], Tensor],
+    prompts: Sequence[str],
+    templates: Sequence[str],
+    *,
+    batch_size: int = 512,
+) -> Tensor:
+    """Class prototypes: for each prompt the mean over synonyms ("tree|bush") and templates of unit text features.
+
+    Returns:
+        (K, D) float32 of unit length.
+
+    Raises:
+        ValueError: if ``prompts`` is empty or one of them is blank.
+    """
+    if not prompts:
+        raise ValueError("the vocabulary is empty: give at least one class name")
+    texts: list[str] = []
+    owner: list[int] = []
+    for index, prompt in enumerate(prompts):
+        synonyms = [synonym.strip() for synonym in prompt.split("|") if synonym.strip()]
+        if not synonyms:
+            raise ValueError(f"class {index} has a blank name: {prompt!r}")
+        for synonym in synonyms:
+            texts += [template.format(synonym) for template in templates]
+            owner += [index] * len(templates)
+    device = next(clip.parameters()).device
+    tokens = tokenizer(texts)
+    unpadded = _is_causal_clip(clip)
+    lengths = tokens.argmax(dim=1) + 1 if unpadded else torch.full((len(texts),), tokens.shape[1])
+    order = lengths.argsort()  # texts of like length share a batch, which is then cut to its longest
+    features: list[Tensor] = []
+    for rows in order.split(batch_size):
+        batch = tokens[rows].to(device)
+        batch_features = encode_tokens(clip, batch[:, : int(lengths[rows].max())]) if unpadded else clip.encode_text(batch)
+        features.append(F.normalize(batch_features.float(), dim=-1).cpu())
+    by_text = torch.cat(features)[order.argsort()]
+    summed = torch.zeros(len(prompts), by_text.shape[1]).index_add_(0, torch.tensor(owner), by_text)
+    return F.normalize(summed, dim=-1)
+
+
+class ClipTextEmbeddings:
+    """Prototypes by CLIP's text encoder, computed once per vocabulary.
+
+    They are kept in memory for the vocabularies used last and on disk for good. The text encoder itself is loaded only when
+    a vocabulary is in neither place, and let go at once.
+    """
+
+    def __init__(self, *, name: str, pretrained: str, templates: Sequence[str], weights_hash: str, kept: int = 16) -> None:
+        """
+        Args:
+            name, pretrained: as for :func:`zeroshot_d2.clip_loader.create_clip`.
+            templates: texts with one ``{}`` for the class.
+            weights_hash: the fingerprint of that CLIP; part of the cache's key.
+            kept: how many vocabularies stay in memory.
+        """
+        self.name, self.pretrained = name, pretrained
+        self.templates = tuple(templates)
+        self.weights_hash = weights_hash
+        self._kept = kept
+        self._memory: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
+
+    def __call__(self, prompts: Sequence[str], clip: open_clip.CLIP | None = None) -> Tensor:
+        """Unit prototypes (K, D) of ``prompts``, on the CPU; ``clip`` spares loading it where it is at hand anyway."""
+        key = tuple(prompts)
+        if key not in self._memory:
+            self._memory[key] = cached_embeddings(
+                lambda: self._embed(key, clip),
+                source=f"{self.name} {self.weights_hash}",
+                prompts=key,
+                templates=self.templates,
+            )
+            if len(self._memory) > self._kept:
+                self._memory.popitem(last=False)
+        self._memory.move_to_end(key)
+        return self._memory[key]
+
+    def _embed(self, prompts: Sequence[str], clip: open_clip.CLIP | None) -> Tensor:
+        if clip is None:
+            clip = create_clip(self.name, self.pretrained)
+        return embed_prompts(clip, get_tokenizer(self.name), prompts, self.templates)
+
+
+def cache_directory() -> Path:
+    """Where embeddings are kept: $ZEROSHOT_D2_CACHE, else ~/.cache/zeroshot_d2."""
+    return Path(os.environ.get("ZEROSHOT_D2_CACHE", "~/.cache/zeroshot_d2")).expanduser()
+
+
+def cached_embeddings(
+    compute: Callable[[], Tensor], *, source: str, prompts: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """``compute()``, or what it gave before for the same source, prompts and templates.
+
+    Args:
+        compute: gives (K, D); called only when the cache has no entry.
+        source: identifies the model and its weights, e.g. "ViT-B-16-quickgelu <sha256>".
+    """
+    key = json.dumps({"source": source, "prompts": list(prompts), "templates": list(templates)}, sort_keys=True)
+    path = cache_directory() / f"text_{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    if path.is_file():
+        with np.load(path) as stored:
+            if str(stored["key"]) == key:
+                return torch.from_numpy(stored["embeddings"])
+    embeddings = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written whole or not at all: several processes may want the same entry at once.
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        np.savez(file, key=np.array(key), embeddings=embeddings.numpy())
+    os.replace(file.name, path)
+    return embeddings
