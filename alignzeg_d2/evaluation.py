@@ -110,8 +110,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             prediction = self._prediction(output, truth)
             if prediction.shape != truth.shape:
                 raise ValueError(
-                    f"{record['file_name']}: the prediction is {prediction.shape[0]} x {prediction.shape[1]}, the label "
-                    f"image {truth.shape[0]} x {truth.shape[1]} (height x width)"
+                    f"{record['file_name']}: the prediction is {prediction.shape[0]} x {prediction.shape[1]}, "
+                    f"the label image {truth.shape[0]} x {truth.shape[1]} (height x width)"
                 )
             self._conf_matrix += confusion_matrix(prediction, truth, self._num_classes)
             self._num_images += 1
@@ -186,8 +186,7 @@ class OracleEvaluator(ZeroShotSemSegEvaluator):
     def _prediction(self, output: Mapping[str, Any], truth: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if "mask_logits" not in output.get("proposals", {}):
             raise ValueError(
-                "the oracle protocol needs output['proposals']['mask_logits']: "
-                "set MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS True"
+                "the oracle protocol needs output['proposals']['mask_logits']: set MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS True"
             )
         return oracle_prediction(output["proposals"]["mask_logits"], truth, self._num_classes)
 
@@ -223,9 +222,7 @@ def oracle_prediction(mask_logits: Tensor, truth: npt.NDArray[np.int64], num_cla
     present = present[present < num_classes]
     if present.numel() == 0:
         return np.full_like(truth, num_classes)
-    slot = torch.full(
-        (num_classes + 1,), len(present), device=labels.device
-    )  # class -> row; the last row: ignored pixels
+    slot = torch.full((num_classes + 1,), len(present), device=labels.device)  # class -> row; the last row: ignored pixels
     slot[present] = torch.arange(len(present), device=labels.device)
     region = slot[labels].reshape(-1)  # (H*W,)
 
@@ -237,9 +234,7 @@ def oracle_prediction(mask_logits: Tensor, truth: npt.NDArray[np.int64], num_cla
     return present[scores.argmax(dim=0)].cpu().numpy()
 
 
-def protocol_results(
-    confusion: npt.NDArray[np.int64], split: ClassSplit, protocol: str, num_images: int
-) -> dict[str, Any]:
+def protocol_results(confusion: npt.NDArray[np.int64], split: ClassSplit, protocol: str, num_images: int) -> dict[str, Any]:
     """The numbers of a protocol from its counts; see :meth:`ZeroShotSemSegEvaluator.evaluate` for the keys.
 
     Args:
@@ -260,9 +255,7 @@ def protocol_results(
         results["mIoU_seen"], results["mIoU_unseen"] = seen, unseen
         results["hIoU"] = None if seen is None or unseen is None else harmonic_mean(seen, unseen)
     results["pAcc"] = pixel_accuracy(confusion)
-    results["IoU"] = {
-        name: None if np.isnan(value) else float(value) for name, value in zip(split.names, iou, strict=True)
-    }
+    results["IoU"] = {name: None if np.isnan(value) else float(value) for name, value in zip(split.names, iou, strict=True)}
     results["num_images"] = num_images
     return results
 

@@ -305,17 +305,16 @@ def read_stems(path: str, name: str) -> list[str]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"the image list of data set {name!r} is missing: looked for {os.path.abspath(path)} "
-            "(see datasets/README.md)"
+            f"the image list of data set {name!r} is missing: looked for {os.path.abspath(path)} (see datasets/README.md)"
         )
     lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     stems = [line.strip() for line in lines if line.strip()]
+    # Some lists of VOC read "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png"
+    stems = [Path(stem.split()[0]).stem if stem.startswith("/") else stem for stem in stems]
     if not stems:
         raise ValueError(f"the image list {path} of data set {name!r} is empty")
     if len(set(stems)) != len(stems):
-        raise ValueError(
-            f"the image list {path} of data set {name!r} names {len(stems) - len(set(stems))} image(s) twice"
-        )
+        raise ValueError(f"the image list {path} of data set {name!r} names {len(stems) - len(set(stems))} image(s) twice")
     return stems
 
 
@@ -382,22 +381,10 @@ def register_sem_seg(
     if (load is None) == (image_root is None and label_root is None):
         raise ValueError(f"data set {name!r}: give either image_root and label_root, or load")
     if load is None and (image_root is None or label_root is None):
-        raise ValueError(
-            f"data set {name!r}: image_root and label_root go together, got {image_root!r} and {label_root!r}"
-        )
+        raise ValueError(f"data set {name!r}: image_root and label_root go together, got {image_root!r} and {label_root!r}")
     if name in DatasetCatalog.list():
         raise ValueError(f"a data set {name!r} is already registered; DatasetCatalog.remove({name!r}) frees the name")
-    if protocol is not None and protocol not in get_args(Protocol):
-        raise ValueError(f"protocol must be one of {get_args(Protocol)}, got {protocol!r}")
-    protocol = protocol or default_protocol(split, vocabulary)
-    if protocol == "GZS3" and not (vocabulary == "all" and split.unseen):
-        raise ValueError(f"data set {name!r}: GZS3 needs vocabulary 'all' and a split with unseen classes")
-    if colors is not None and len(colors) != len(split):
-        raise ValueError(f"data set {name!r}: {len(colors)} colours for {len(split)} classes")
-
-    vocabulary_classes = vocabulary_split(split, vocabulary)
-    table = label_table(split, vocabulary, label_values, ignore_values)
-    color_of = dict(zip(split.names, colors or class_colors(len(split)), strict=True))
+    metadata = sem_seg_metadata(name, split, vocabulary, label_values, ignore_values, protocol, colors)
 
     def load_checked() -> list[DatasetDict]:
         if load is not None:
@@ -411,21 +398,47 @@ def register_sem_seg(
                 label_suffix,
                 None if stems_file is None else os.fspath(stems_file),
             )
-        return _checked_records(name, records, expected_images)
+        return checked_records(name, records, expected_images)
 
     DatasetCatalog.register(name, load_checked)
-    MetadataCatalog.get(name).set(
-        class_split=vocabulary_classes,
-        stuff_classes=list(vocabulary_classes.names),
-        stuff_colors=[color_of[class_name] for class_name in vocabulary_classes.names],
-        ignore_label=IGNORE_LABEL,
-        label_table=table,
-        protocol=protocol,
-        evaluator_type="alignzeg_sem_seg",
-    )
+    MetadataCatalog.get(name).set(**metadata)
 
 
-def _checked_records(name: str, records: list[DatasetDict], expected_images: int | None) -> list[DatasetDict]:
+def sem_seg_metadata(
+    name: str,
+    split: ClassSplit,
+    vocabulary: Vocabulary = "all",
+    label_values: Sequence[int] | Mapping[int, str] | None = None,
+    ignore_values: Iterable[int] = (255,),
+    protocol: Protocol | None = None,
+    colors: Sequence[Color] | None = None,
+) -> dict[str, Any]:
+    """What :func:`register_sem_seg` writes into the metadata; same arguments, same errors.
+
+    Returns:
+        class_split, stuff_classes, stuff_colors, ignore_label, label_table, protocol, evaluator_type.
+    """
+    if protocol is not None and protocol not in get_args(Protocol):
+        raise ValueError(f"data set {name!r}: protocol must be one of {get_args(Protocol)}, got {protocol!r}")
+    protocol = protocol or default_protocol(split, vocabulary)
+    if protocol == "GZS3" and not (vocabulary == "all" and split.unseen):
+        raise ValueError(f"data set {name!r}: GZS3 needs vocabulary 'all' and a split with unseen classes")
+    if colors is not None and len(colors) != len(split):
+        raise ValueError(f"data set {name!r}: {len(colors)} colours for {len(split)} classes")
+    classes = vocabulary_split(split, vocabulary)
+    color_of = dict(zip(split.names, colors or class_colors(len(split)), strict=True))
+    return {
+        "class_split": classes,
+        "stuff_classes": list(classes.names),
+        "stuff_colors": [color_of[class_name] for class_name in classes.names],
+        "ignore_label": IGNORE_LABEL,
+        "label_table": label_table(split, vocabulary, label_values, ignore_values),
+        "protocol": protocol,
+        "evaluator_type": "alignzeg_sem_seg",
+    }
+
+
+def checked_records(name: str, records: list[DatasetDict], expected_images: int | None) -> list[DatasetDict]:
     """Add "dataset_name" to the dataset dicts and compare their number with that of the whole release."""
     if not records:
         raise FileNotFoundError(f"data set {name!r} has no image")

@@ -1,0 +1,99 @@
+"""ADE20K, 847 classes (A-847): images and 16-bit label images from the full release of 2021_17_01.
+
+    python datasets/prepare_ade20k_847.py [--root $DETECTRON2_DATASETS] [--parts validation] [--short-side 512]
+    [--workers N]
+
+reads   ADE20K_2021_17_01/images/ADE/{training,validation}/**/<image>.jpg and <image>_seg.png
+writes  ADE20K_2021_17_01/ade20k_847/images/{training,validation}/<image>.jpg
+        ADE20K_2021_17_01/ade20k_847/labels/{training,validation}/<image>.png   16-bit class index of the
+        release, 0 unlabelled
+
+The benchmark scales images and labels down to a short side of 512 pixels (MaskFormer, NeurIPS 2021); 0 keeps
+their size. Which of the release's classes count, and where, is decided when a label is read. An interrupted
+run continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from zeroshot_d2.datasets.builtin import datasets_root
+from zeroshot_d2.datasets.preparation import run_jobs, save_label, whole_file
+
+Job = tuple[Path, Path, Path, int]  # image, output image, output label, short side (0: as it is)
+
+
+def class_indices(segmentation: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
+    """Class of each pixel of a ``*_seg.png`` (H, W, 3): red // 10 * 256 + green, counted from 1."""
+    red, green = segmentation[..., 0].astype(np.uint16), segmentation[..., 1].astype(np.uint16)
+    return red // 10 * 256 + green
+
+
+def smaller(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """(width, height) scaled so that the shorter one is ``short_side``; never larger than before."""
+    if short_side == 0 or min(size) <= short_side:
+        return size
+    scale = short_side / min(size)
+    return round(size[0] * scale), round(size[1] * scale)
+
+
+def rewrite(job: Job) -> None:
+    """Write one image and its label; the label last, since it marks the pair as done."""
+    image_file, output_image, output_label, short_side = job
+    try:
+        with Image.open(image_file.with_name(f"{image_file.stem}_seg.png")) as opened:
+            label = Image.fromarray(class_indices(np.asarray(opened.convert("RGB"))).astype(np.int32))
+        with Image.open(image_file) as opened:
+            image = opened.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{image_file} or its _seg.png is missing or damaged: {error}") from error
+    if image.size != label.size:
+        raise ValueError(f"{image_file}: image {image.size} and label {label.size} differ in size (width, height)")
+    size = smaller(image.size, short_side)
+    with whole_file(output_image) as temporary:
+        image.resize(size, Image.Resampling.BILINEAR).save(temporary, format="JPEG", quality=95)
+    save_label(output_label, np.asarray(label.resize(size, Image.Resampling.NEAREST)))
+
+
+def convert(release: Path, output: Path, part: str, short_side: int = 512, workers: int = 1) -> None:
+    """Write the images and labels of "training" or "validation".
+
+    Raises:
+        FileNotFoundError: the folder is missing or holds no image.
+        ValueError: a file is damaged or has no label.
+    """
+    folder = release / "images" / "ADE" / part
+    images = sorted(folder.rglob("*.jpg"))
+    if not images:
+        raise FileNotFoundError(
+            f"no image found below {folder}: unpack the full ADE20K release of 2021_17_01 there (see datasets/README.md)"
+        )
+    jobs: list[Job] = []
+    for image in images:
+        output_label = output / "labels" / part / f"{image.stem}.png"
+        if not output_label.exists():
+            jobs.append((image, output / "images" / part / image.name, output_label, short_side))
+    run_jobs(rewrite, jobs, workers, f"A-847 {part}")
+    print(f"{part}: {len(images)} images")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(datasets_root()))
+    parser.add_argument("--parts", nargs="+", choices=("training", "validation"), default=["validation"])
+    parser.add_argument("--short-side", type=int, default=512)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    release = arguments.root / "ADE20K_2021_17_01"
+    for part in arguments.parts:
+        convert(release, release / "ade20k_847", part, arguments.short_side, arguments.workers)
+
+
+if __name__ == "__main__":
+    main()

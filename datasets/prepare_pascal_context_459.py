@@ -1,0 +1,80 @@
+"""PASCAL Context, all 459 classes: label images from the release's .mat files.
+
+    python datasets/prepare_pascal_context_459.py [--root $DETECTRON2_DATASETS] [--workers N]
+
+reads   VOCdevkit/VOC2010/trainval/<image>.mat      LabelMap, 16-bit, from trainval.tar.gz
+        VOCdevkit/VOC2010/trainval_merged.json      only which image belongs to train and which to val
+writes  VOCdevkit/VOC2010/pascal_context_459/labels/<image>.png   16-bit, 0 unlabelled, k+1 class k
+        VOCdevkit/VOC2010/pascal_context_459/{train,val}.txt
+
+An interrupted run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from scipy.io import loadmat
+
+from zeroshot_d2.datasets.builtin import datasets_root, load_class_list
+from zeroshot_d2.datasets.preparation import run_jobs, save_label, stream_json_arrays, write_list
+
+Job = tuple[Path, Path]  # .mat file, output file
+
+
+def rewrite(job: Job) -> None:
+    """Write the LabelMap of one .mat file as PNG."""
+    mat_file, output = job
+    try:
+        content = loadmat(mat_file)
+    except (ValueError, TypeError, OSError) as error:  # what loadmat raises on a damaged file
+        raise ValueError(f"{mat_file} is unreadable or truncated: {error}") from error
+    if "LabelMap" not in content:
+        raise ValueError(f"{mat_file} has no LabelMap: it is not a label file of PASCAL Context")
+    label = content["LabelMap"]
+    if label.size and int(label.max()) > len(load_class_list("pascal_context_459").split):
+        raise ValueError(f"{mat_file}: label {label.max()} is larger than 459")
+    save_label(output, label)
+
+
+def convert(mat_root: Path, json_file: Path, output: Path, workers: int = 1) -> None:
+    """Write the label images and the lists of both parts.
+
+    Raises:
+        FileNotFoundError: the folder, the JSON, or label files are missing; some are named.
+        ValueError: a file is damaged.
+    """
+    for path, what in ((mat_root, "the folder of the .mat files"), (json_file, "trainval_merged.json")):
+        if not path.exists():
+            raise FileNotFoundError(f"{what} not found: looked for {path} (see datasets/README.md)")
+    parts: dict[str, list[str]] = {"train": [], "val": []}
+    for _, image in stream_json_arrays(json_file, ("images",)):
+        if image["phase"] in parts:
+            parts[image["phase"]].append(Path(image["file_name"]).stem)
+    stems = sorted(stem for part in parts.values() for stem in part)
+    missing = [stem for stem in stems if not (mat_root / f"{stem}.mat").exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(stems)} label files are missing in {mat_root}, for example {missing[0]}.mat: "
+            "the download is incomplete"
+        )
+    outputs = [(mat_root / f"{stem}.mat", output / "labels" / f"{stem}.png") for stem in stems]
+    run_jobs(rewrite, [job for job in outputs if not job[1].exists()], workers, "PASCAL Context 459")
+    for part, names in parts.items():
+        write_list(output / f"{part}.txt", sorted(names))
+        print(f"{part}: {len(names)} images")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(datasets_root()))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    folder = arguments.root / "VOCdevkit" / "VOC2010"
+    convert(folder / "trainval", folder / "trainval_merged.json", folder / "pascal_context_459", arguments.workers)
+
+
+if __name__ == "__main__":
+    main()

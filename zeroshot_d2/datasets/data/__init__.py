@@ -1,0 +1,1 @@
+"""Class and split lists, one JSON file per data set, each with its source."""
