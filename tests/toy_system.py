@@ -55,7 +55,7 @@ class Toy(nn.Module):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         self.linear = nn.Linear(DIM, 1)
-        self.sometimes = nn.Parameter(torch.ones(()))  # has a gradient for some samples only
+        self.sometimes = nn.Parameter(torch.ones(()))  # has a gradient only where image 0 is in the batch
         self.output_dir, self.kill_at = Path(cfg.OUTPUT_DIR), cfg.MODEL.KILL_AT
 
     def forward(self, batch: list[dict[str, Any]]) -> Any:
@@ -67,8 +67,9 @@ class Toy(nn.Module):
         if iteration == self.kill_at:
             os._exit(9)
         error = prediction + 0.1 * torch.randn(()) - x.sum(1)
-        if any(sample["image_id"] == 0 for sample in batch):
-            error = error * self.sometimes
+        first = torch.tensor([sample["image_id"] == 0 for sample in batch])
+        if first.any():
+            error = torch.where(first, error * self.sometimes, error)
         loss = error.square().mean()
         with (self.output_dir / f"losses_{comm.get_rank()}.txt").open("a") as file:
             file.write(f"{iteration} {loss.item()!r}\n")

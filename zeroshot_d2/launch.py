@@ -17,11 +17,14 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.engine import launch as launch_d2
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from .trainer import Results, Trainer, with_seed
 
 logger = logging.getLogger(__name__)
 
+# Names only, nothing of the systems is imported: their log lines go where Detectron2's go.
+LOGGED_PACKAGES = ("zeroshot_d2", "alignzeg_d2", "epsilon_d2")
 # What torchrun sets in the environment of each process that it starts.
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -84,6 +87,8 @@ def setup(args: argparse.Namespace, *add_configs: Callable[[CfgNode], None]) -> 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
     if cfg.SEED < 0 and (args.resume or args.eval_only):
         cfg.SEED = _recorded_seed(Path(cfg.OUTPUT_DIR))
+    for name in LOGGED_PACKAGES:  # default_setup does the same for Detectron2 and fvcore
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     cfg = with_seed(cfg)
     cfg.freeze()
     default_setup(cfg, args)

@@ -1,0 +1,187 @@
+"""The command line: several processes and machines, a kill and its resumption, seeds, and missing weights."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.engine import default_argument_parser
+from toy_system import ToyTrainer, add_toy_config, main
+
+from zeroshot_d2.launch import check_weights, launch, setup
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    """A config file that names only where the output goes: tmp_path / "out"."""
+    path = tmp_path / "toy.yaml"
+    path.write_text(f"VERSION: 2\nOUTPUT_DIR: {tmp_path / 'out'}\n")
+    return str(path)
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    return default_argument_parser().parse_args(arguments)
+
+
+def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """Start tests/toy_system.py, two threads at most in each process."""
+    command = [sys.executable, *launcher, str(ROOT / "tests" / "toy_system.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def losses(output_dir: Path, num_processes: int = 1) -> list[float]:
+    """Loss of each iteration, the mean over processes."""
+    columns = []
+    for rank in range(num_processes):
+        lines = (output_dir / f"losses_{rank}.txt").read_text().splitlines()
+        column = {int(iteration): float(loss) for iteration, loss in map(str.split, lines)}
+        assert sorted(column) == list(range(len(column)))
+        columns.append([column[iteration] for iteration in range(len(column))])
+    return [sum(row) / num_processes for row in zip(*columns, strict=True)]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of an uninterrupted run in one process."""
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "toy.yaml").write_text(f"VERSION: 2\nOUTPUT_DIR: {folder}\n")
+    launch(main, parse("--config-file", str(folder / "toy.yaml")))
+    return folder
+
+
+def final_weights(output_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(output_dir / "model_final.pth", weights_only=True)["model"]
+
+
+# ---- processes ----
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path: Path, config_file: str, reference: Path) -> None:
+    code, output = finish(start("--config-file", config_file, "--num-gpus", "2", "--dist-url", "auto"))
+    assert code == 0, output
+    assert losses(tmp_path / "out", 2) == pytest.approx(losses(reference), rel=1e-5)
+    torch.testing.assert_close(final_weights(tmp_path / "out"), final_weights(reference), rtol=1e-4, atol=1e-6)
+    results, expected = ((folder / "results.json").read_text() for folder in (tmp_path / "out", reference))
+    assert yaml.safe_load(results)["toy_val"]["images"] == yaml.safe_load(expected)["toy_val"]["images"]
+
+
+def test_two_machines_of_one_process_each(tmp_path: Path, config_file: str, reference: Path) -> None:
+    url = f"tcp://127.0.0.1:{free_port()}"
+    common = ("--config-file", config_file, "--num-gpus", "1", "--num-machines", "2", "--dist-url", url)
+    machines = [start(*common, "--machine-rank", str(rank)) for rank in range(2)]
+    for code, output in map(finish, machines):
+        assert code == 0, output
+    assert losses(tmp_path / "out", 2) == pytest.approx(losses(reference), rel=1e-5)
+
+
+def test_torchrun(tmp_path: Path, config_file: str, reference: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()))
+    code, output = finish(start("--config-file", config_file, launcher=launcher))
+    assert code == 0, output
+    assert losses(tmp_path / "out", 2) == pytest.approx(losses(reference), rel=1e-5)
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"--num-gpus 3, but this machine has 2 GPU"):
+        launch(main, parse("--num-gpus", "3"))
+
+
+# ---- resuming ----
+
+
+def test_resume_after_a_kill(tmp_path: Path, config_file: str, reference: Path) -> None:
+    code, output = finish(start("--config-file", config_file, "MODEL.KILL_AT", "8"))
+    assert code == 9, output
+    assert len(losses(tmp_path / "out")) == 8
+    launch(main, parse("--config-file", config_file, "--resume"))
+    assert losses(tmp_path / "out") == losses(reference)
+    torch.testing.assert_close(final_weights(tmp_path / "out"), final_weights(reference), rtol=0, atol=0)
+
+
+def test_a_drawn_seed_is_used_again(tmp_path: Path, config_file: str) -> None:
+    def seed(*arguments: str) -> int:
+        setup(parse("--config-file", config_file, *arguments, "SEED", "-1"), add_toy_config)
+        return int(yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["SEED"])
+
+    first = seed()
+    assert first >= 0
+    assert seed("--resume") == first
+    assert seed("--eval-only") == first
+    assert seed("--resume") == first  # the evaluation in between has not lost it
+    assert seed() != first
+
+
+# ---- evaluation only ----
+
+
+def test_eval_only(tmp_path: Path, config_file: str, reference: Path) -> None:
+    weights = str(reference / "model_final.pth")
+    launch(main, parse("--config-file", config_file, "--eval-only", "MODEL.WEIGHTS", weights))
+    assert (tmp_path / "out" / "results.json").read_text() == (reference / "results.json").read_text()
+    launch(main, parse("--config-file", str(reference / "toy.yaml"), "--eval-only", "--resume"))
+    assert (tmp_path / "out" / "results.json").read_text() == (reference / "results.json").read_text()
+
+
+def test_eval_only_without_weights(tmp_path: Path, config_file: str) -> None:
+    with pytest.raises(ValueError, match=r"--eval-only needs weights"):
+        main(parse("--config-file", config_file, "--eval-only"))
+    with pytest.raises(ValueError, match=r"--eval-only needs weights"):  # nothing to resume from in there
+        main(parse("--config-file", config_file, "--eval-only", "--resume"))
+    results = main(parse("--config-file", config_file, "--eval-only", "MODEL.WEIGHTS", ""))
+    assert "toy_val" in results
+
+
+def test_weights_that_do_not_exist(tmp_path: Path, config_file: str) -> None:
+    args = parse("--config-file", config_file, "MODEL.WEIGHTS", "nowhere.pth")
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS nowhere\.pth does not exist"):
+        main(args)
+    cfg = setup(parse("--config-file", config_file, "MODEL.WEIGHTS", "detectron2://resolved/later.pkl"), add_toy_config)
+    check_weights(cfg, args)
+
+
+# ---- configs ----
+
+
+def test_config_file_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--config-file is missing"):
+        main(parse())
+    with pytest.raises(FileNotFoundError, match=r"toy\.yaml does not exist"):
+        main(parse("--config-file", str(tmp_path / "toy.yaml")))
+
+
+def test_options_on_the_command_line_win(config_file: str) -> None:
+    cfg = setup(parse("--config-file", config_file, "SOLVER.MAX_ITER", "7"), add_toy_config)
+    assert cfg.SOLVER.MAX_ITER == 7 and cfg.is_frozen()
+    assert cfg.MODEL.META_ARCHITECTURE in ToyTrainer.mappers
+    with pytest.raises(AssertionError, match=r"Non-existent key: SOLVER\.MAX_ITERS"):  # as Detectron2 reports it
+        setup(parse("--config-file", config_file, "SOLVER.MAX_ITERS", "7"), add_toy_config)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_device_is_the_cpu(config_file: str) -> None:
+    cfg = setup(parse("--config-file", config_file, "MODEL.DEVICE", "cuda"), add_toy_config)
+    assert cfg.MODEL.DEVICE == "cpu"
