@@ -21,8 +21,10 @@ def add_trainer_config(cfg: CfgNode) -> None:
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE also takes "full_model": the norm over all parameters ("norm": one for each).
 
     # ---- schedule ----
-    # SOLVER.LR_SCHEDULER_NAME also takes "WarmupPolyLR": (1 - iteration / MAX_ITER) ** POLY_LR_POWER.
+    # SOLVER.LR_SCHEDULER_NAME also takes "WarmupPolyLR": BASE_LR * (1 - iteration / MAX_ITER) ** POLY_LR_POWER, but not
+    # less than BASE_LR * POLY_LR_CONSTANT_ENDING.
     cfg.SOLVER.POLY_LR_POWER = 0.9
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
     # Length of the training in epochs of DATASETS.TRAIN; 0: SOLVER.MAX_ITER iterations count instead.
     cfg.SOLVER.MAX_EPOCHS = 0
     # With MAX_EPOCHS: after how many epochs the rate is multiplied by SOLVER.GAMMA (replaces SOLVER.STEPS).

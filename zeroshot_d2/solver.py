@@ -16,7 +16,7 @@ from detectron2.solver.build import (
     maybe_add_gradient_clipping,
     reduce_param_groups,
 )
-from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
+from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer_class(parameter_groups(cfg, model), **arguments)
 
 
+class PolyParamScheduler(ParamScheduler):
+    """(1 - progress) ** power, but never below ``constant_ending``; progress runs from 0 to 1."""
+
+    def __init__(self, power: float, constant_ending: float) -> None:
+        self.power, self.constant_ending = power, constant_ending
+
+    def __call__(self, where: float) -> float:
+        return max((1.0 - where) ** self.power, self.constant_ending)
+
+
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
     """Detectron2's schedules, and ``"WarmupPolyLR"``.
 
@@ -85,7 +95,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.
     if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupPolyLR":
         return build_d2_lr_scheduler(cfg, optimizer)
     schedule = WarmupParamScheduler(
-        PolynomialDecayParamScheduler(base_value=1.0, power=cfg.SOLVER.POLY_LR_POWER),
+        PolyParamScheduler(cfg.SOLVER.POLY_LR_POWER, cfg.SOLVER.POLY_LR_CONSTANT_ENDING),
         cfg.SOLVER.WARMUP_FACTOR,
         min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0),
         cfg.SOLVER.WARMUP_METHOD,

@@ -278,8 +278,10 @@ def test_gradient_clipping(clip_type: str, expected: float) -> None:
     torch.testing.assert_close(norms.norm(), torch.tensor(expected), rtol=1e-4, atol=0)
 
 
-def test_poly_schedule() -> None:
+@pytest.mark.parametrize("ending", [0.0, 0.2])
+def test_poly_schedule(ending: float) -> None:
     cfg = solver_cfg("SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.MAX_ITER", 20, "SOLVER.BASE_LR", 0.5)
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = ending
     optimizer = build_optimizer(cfg, nn.Linear(1, 1))
     scheduler = build_lr_scheduler(cfg, optimizer)
     rates = []
@@ -287,8 +289,8 @@ def test_poly_schedule() -> None:
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert rates == pytest.approx([0.5 * (1 - i / 20) ** 0.9 for i in range(20)])
-    assert optimizer.param_groups[0]["lr"] == 0
+    assert rates == pytest.approx([0.5 * max((1 - i / 20) ** 0.9, ending) for i in range(20)])
+    assert optimizer.param_groups[0]["lr"] == 0.5 * ending
 
 
 def test_poly_schedule_can_be_made_longer_when_resumed() -> None:
