@@ -5,7 +5,7 @@
     python train_net.py --config-file configs/coco/alignzeg.yaml --num-gpus 8 --resume
     python train_net.py --config-file configs/coco/alignzeg.yaml --eval-only MODEL.WEIGHTS model_final.pth
 
-A system of one's own is plugged in by an entry in each of the look-ups below.
+A system of one's own is plugged in by an entry in each of the two look-ups below.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from detectron2.evaluation import DatasetEvaluator
 
 from alignzeg_d2 import add_alignzeg_config
 from alignzeg_d2.dataset_mapper import AlignZegDatasetMapper
-from alignzeg_d2.evaluation import OracleEvaluator, ZeroShotSemSegEvaluator, format_results_table
+from alignzeg_d2.evaluation import OracleEvaluator, ZeroShotSemSegEvaluator
 from zeroshot_d2.launch import launch, run
 from zeroshot_d2.trainer import Results
 from zeroshot_d2.trainer import Trainer as ZeroShotTrainer
@@ -32,7 +32,6 @@ def build_sem_seg_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator
 class Trainer(ZeroShotTrainer):
     mappers = {"AlignZeg": AlignZegDatasetMapper}  # by MODEL.META_ARCHITECTURE
     evaluators = {"alignzeg_sem_seg": build_sem_seg_evaluator}  # by the dataset's evaluator_type
-    tables = {"sem_seg": format_results_table}  # by the task that an evaluator reports
 
 
 def main(args: argparse.Namespace) -> Results:

@@ -112,14 +112,9 @@ class ToyEvaluator(DatasetEvaluator):
         return {"toy": {"protocol": "ZS3", "score": score, "absent": None, "images": [image for image, _ in seen]}}
 
 
-def toy_table(results: Results) -> str:
-    return "\n".join(f"{name} [{m['protocol']}] score {m['score']:.3f}" for name, m in results.items())
-
-
 class ToyTrainer(Trainer):
     mappers = {"Toy": ToyMapper}
     evaluators = {"toy": ToyEvaluator}
-    tables = {"toy": toy_table}
 
 
 def register_toy(name: str, num_images: int, broken: tuple[int, ...] = ()) -> None:

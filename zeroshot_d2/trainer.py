@@ -1,7 +1,7 @@
 """One trainer for both systems: Detectron2's, with a repeatable data stream and results that name their protocol.
 
-A system is plugged in by four look-ups that ``train_net.py`` fills: mappers by meta-architecture, evaluators by the
-``evaluator_type`` of a dataset, and tables by the task that an evaluator reports.
+A system is plugged in by two look-ups that ``train_net.py`` fills: mappers by meta-architecture, and evaluators by the
+``evaluator_type`` of a dataset.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from detectron2.engine import (
     create_ddp_model,
     hooks,
 )
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -54,17 +54,16 @@ class Trainer(DefaultTrainer):
 
     What differs: samples and random numbers depend on ``SEED`` and the iteration only (see ``training_stream.py``), so
     a resumed run has the losses of an uninterrupted one, and the number of processes changes no batch. Batches of
-    several images at evaluation. Results go to ``OUTPUT_DIR/results.json``, and tables are printed with their protocol.
+    several images at evaluation. Results go to ``OUTPUT_DIR/results.json``.
 
     Attributes:
         mappers: meta-architecture name -> mapper class, called with (cfg, is_train=...).
-        evaluators: ``evaluator_type`` of a dataset -> function (cfg, dataset name) -> evaluator.
-        tables: task that an evaluator reports -> function ({dataset: metrics}) -> printable table.
+        evaluators: ``evaluator_type`` of a dataset -> function (cfg, dataset name) -> evaluator, whose ``evaluate``
+            prints a table that names its protocol.
     """
 
     mappers: ClassVar[Mapping[str, Callable[..., Mapper]]] = {}
     evaluators: ClassVar[Mapping[str, Callable[[CfgNode, str], DatasetEvaluator]]] = {}
-    tables: ClassVar[Mapping[str, Callable[[Results], str]]] = {}
 
     def __init__(self, cfg: CfgNode) -> None:
         # DefaultTrainer.__init__ wraps the model for GPUs only and knows neither epochs nor our loader. The same
@@ -176,7 +175,7 @@ class Trainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None
     ) -> Results:
-        """Evaluate ``model`` on each of ``DATASETS.TEST``, print a table each, write ``OUTPUT_DIR/results.json``.
+        """Evaluate ``model`` on each of ``DATASETS.TEST``, write ``OUTPUT_DIR/results.json``.
 
         Returns:
             {dataset: metrics} on the main process, {} on the others.
@@ -196,11 +195,6 @@ class Trainer(DefaultTrainer):
             if not comm.is_main_process():
                 continue
             results[dataset_name] = next(iter(by_task.values())) if len(by_task) == 1 else by_task
-            for task, metrics in by_task.items():
-                if task in cls.tables:
-                    logger.info("results on %s:\n%s", dataset_name, cls.tables[task]({dataset_name: metrics}))
-                else:  # an evaluator of the user's own
-                    print_csv_format({task: _numbers(metrics)})
         if comm.is_main_process() and cfg.OUTPUT_DIR:
             write_json(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, results)
         return results
