@@ -35,7 +35,10 @@ def match(cost: Tensor) -> tuple[Tensor, Tensor]:
     ``cost`` (Q, T) -> indices of proposals and of targets, both (min(Q, T),), ordered by proposal. A cost that is not
     finite (an overflow under AMP) counts as the worst possible instead of stopping the training.
     """
-    worst = torch.finfo(torch.float32).max / 1e6
-    finite = torch.nan_to_num(cost.float(), nan=worst, posinf=worst, neginf=-worst)
-    rows, columns = linear_sum_assignment(finite.cpu().numpy())
+    finite = cost.isfinite()
+    largest = cost[finite].abs().max().item() if finite.any() else 0.0
+    # Above what any exchange of finite costs can gain, yet of their order: a huge number would drown them in rounding.
+    worst = 2 * (min(cost.shape) + 1) * (largest + 1)
+    usable = torch.where(finite, cost.double(), worst)
+    rows, columns = linear_sum_assignment(usable.cpu().numpy())
     return (torch.as_tensor(rows, device=cost.device), torch.as_tensor(columns, device=cost.device))
