@@ -1,0 +1,105 @@
+"""The CLIP trunk, and trunk + semantic decoder, against open_clip's own forward pass."""
+
+import pytest
+import torch
+from open_clip.transformer import QuickGELU, VisionTransformer
+
+from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder
+from alignzeg_d2.modeling.semantic_decoder import SemanticDecoder
+
+
+def small_vit(act_layer=QuickGELU):
+    """4 blocks, 32 wide, 4x4 patches of 8 pixels; learnt positions, as in OpenAI's ViT-B/16."""
+    torch.manual_seed(0)
+    return VisionTransformer(
+        image_size=32, patch_size=8, width=32, layers=4, heads=2, mlp_ratio=4, output_dim=16, act_layer=act_layer
+    ).eval()
+
+
+@pytest.mark.parametrize("act_layer", [QuickGELU, torch.nn.GELU])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_trunk_and_decoder_without_bias_equal_open_clip(act_layer, num_layers):
+    vit = small_vit(act_layer)
+    trunk = ClipImageEncoder(vit, num_layers=num_layers, tap=1)
+    decoder = SemanticDecoder(vit, num_layers=4 - num_layers)
+    images = torch.randn(2, 3, 32, 32)
+    z_clip, tokens = trunk(images)
+    features = decoder(tokens, torch.zeros(2, 1, 3, 4, 4), (4, 4))
+    with torch.no_grad():
+        expected = vit(images)
+    for proposal in range(3):
+        torch.testing.assert_close(features[:, proposal], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_trunk_and_decoder_equal_encode_image_of_the_demo_clip(random_clip):
+    trunk = ClipImageEncoder(random_clip.visual, num_layers=3, tap=1)
+    decoder = SemanticDecoder(random_clip.visual, num_layers=3)
+    images = torch.randn(2, 3, 64, 64)
+    features = decoder(trunk(images)[1], torch.zeros(2, 1, 1, 8, 8), (8, 8))[:, 0]
+    with torch.no_grad():
+        torch.testing.assert_close(features, random_clip.encode_image(images), rtol=1e-4, atol=1e-5)
+
+
+def test_tap_is_the_output_of_the_named_block():
+    vit = small_vit()
+    outputs = {}
+    for number, block in enumerate(vit.transformer.resblocks, start=1):
+        block.register_forward_hook(lambda _module, _args, out, number=number: outputs.update({number: out}))
+    images = torch.randn(1, 3, 32, 32)
+    vit(images)
+    expected = {number: out.detach().clone() for number, out in outputs.items()}
+    for tap in (1, 2, 3):
+        z_clip, tokens = ClipImageEncoder(vit, num_layers=3, tap=tap)(images)
+        assert z_clip.shape == (1, 32, 4, 4)
+        torch.testing.assert_close(z_clip.flatten(2).transpose(1, 2), expected[tap][:, 1:])
+        torch.testing.assert_close(tokens, expected[3])
+
+
+def test_positions_at_the_trained_size_are_the_trained_ones_and_others_are_interpolated():
+    vit = small_vit()
+    trunk = ClipImageEncoder(vit, num_layers=3, tap=1)
+    assert trunk._positions(4, 4) is vit.positional_embedding
+    with torch.no_grad():  # channels that hold the row and the column
+        y, x = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+        vit.positional_embedding[1:, 0] = y.flatten()
+        vit.positional_embedding[1:, 1] = x.flatten()
+    wide = trunk._positions(4, 8)
+    assert wide.shape == (1 + 32, 32)
+    torch.testing.assert_close(wide[0], vit.positional_embedding[0])
+    grid = wide[1:].reshape(4, 8, 32)
+    torch.testing.assert_close(grid[:, :, 0], torch.arange(4.0)[:, None].expand(4, 8))  # rows stay rows
+    assert (grid[:, 1:, 1] > grid[:, :-1, 1]).all()  # columns grow from left to right ...
+    torch.testing.assert_close(grid[..., 1] + grid[..., 1].flip(1), torch.full((4, 8), 3.0))  # ... symmetrically
+    assert trunk(torch.randn(1, 3, 40, 24))[1].shape == (1, 1 + 5 * 3, 32)
+
+
+def test_without_prompts_nothing_is_kept_for_a_backward_pass():
+    trunk = ClipImageEncoder(small_vit(), num_layers=3, tap=2).train()
+    z_clip, tokens = trunk(torch.randn(1, 3, 32, 32, requires_grad=True))
+    assert z_clip.grad_fn is None and tokens.grad_fn is None
+    assert not any(p.requires_grad for p in trunk.parameters())
+
+
+def test_gradient_reaches_the_prompts_of_every_block_and_only_them():
+    vit = small_vit()
+    trunk = ClipImageEncoder(vit, num_layers=3, tap=2, num_prompts=5).train()
+    z_clip, tokens = trunk(torch.randn(2, 3, 32, 32))
+    assert z_clip.shape == (2, 32, 4, 4) and tokens.shape == (2, 17, 32)
+    tokens.square().sum().backward()
+    assert [name for name, p in trunk.named_parameters() if p.grad is not None] == ["prompts"]
+    assert (trunk.prompts.grad.abs().sum(dim=(1, 2)) > 0).all()
+    with torch.no_grad():
+        assert trunk(torch.randn(2, 3, 32, 32))[1].grad_fn is None
+
+
+def test_prompts_change_the_tokens():
+    vit, images = small_vit(), torch.randn(1, 3, 32, 32)
+    plain = ClipImageEncoder(vit, num_layers=3, tap=2)(images)[1]
+    prompted = ClipImageEncoder(vit, num_layers=3, tap=2, num_prompts=2)(images)[1]
+    assert (plain - prompted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("num_layers", "tap"), [(3, 0), (3, 4), (4, 1)])
+def test_impossible_tap_is_refused(num_layers, tap):
+    with pytest.raises(ValueError, match=f"TAP={tap} with {num_layers} blocks"):
+        ClipImageEncoder(small_vit(), num_layers=num_layers, tap=tap)
