@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
 from zeroshot_d2 import IGNORE_LABEL, read_label
-from zeroshot_d2.datasets.builtin import SEM_SEG_DATASETS, load_class_list
+from zeroshot_d2.datasets.builtin import MULTILABEL_DATASETS, SEM_SEG_DATASETS, load_class_list
 from zeroshot_d2.datasets.preparation import run_jobs, save_label, stream_json_arrays, whole_file
 from zeroshot_d2.datasets.sem_seg import read_raw_label
 
@@ -116,12 +116,18 @@ def test_every_view_has_its_vocabulary_and_protocol():
 
 def test_readme_has_every_name_with_count_classes_and_protocol():
     rows = re.findall(
-        r"^\| `(\w+)` \| ([\d,]+) \| (\d+) \| ([\w-]+) \|$", (REPOSITORY / "datasets/README.md").read_text(), re.M
+        r"^\| `(\w+)` \| ([\d,]+|not checked) \| (\d+) \| ([\w-]+) \|$",
+        (REPOSITORY / "datasets/README.md").read_text(),
+        re.M,
     )
-    table = {name: (int(images.replace(",", "")), int(classes), protocol) for name, images, classes, protocol in rows}
-    for dataset in SEM_SEG_DATASETS:
+    table = {
+        name: (None if images == "not checked" else int(images.replace(",", "")), int(classes), protocol)
+        for name, images, classes, protocol in rows
+    }
+    for dataset in (*SEM_SEG_DATASETS, *MULTILABEL_DATASETS):
         meta = MetadataCatalog.get(dataset.name)
-        assert table[dataset.name] == (dataset.num_images, len(meta.stuff_classes), meta.protocol)
+        assert table.pop(dataset.name) == (dataset.num_images, len(meta.class_split), meta.protocol)
+    assert not table
 
 
 def test_importing_reads_no_data_file(tmp_path):

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from ..class_split import ClassSplit
+from .multilabel import LabelColumns, MultiLabelDataset, multilabel_metadata, vocabulary_ids
 from .sem_seg import (
     DatasetDict,
     Protocol,
@@ -26,6 +27,7 @@ from .sem_seg import (
     checked_records,
     pair_images_with_labels,
     sem_seg_metadata,
+    warn_about_count,
 )
 
 
@@ -40,20 +42,23 @@ class ClassList:
 
     Args:
         split: names, unseen names and prompt texts.
-        label_values: value of each class in the label images.
-        ignore_values: values of pixels without a class.
         source: where the list and its split are from.
+        class_ids: what the release calls each class, unique; the names unless the list says otherwise.
+        label_values: value of each class in the label images; empty for image-level labels.
+        ignore_values: values of pixels without a class; empty for image-level labels.
         release_ids: id of each class in the release, where the label images are written by a prepare script;
             else empty.
     """
 
     split: ClassSplit
-    label_values: tuple[int, ...]
-    ignore_values: tuple[int, ...]
     source: str
+    class_ids: tuple[str, ...]
+    label_values: tuple[int, ...] = ()
+    ignore_values: tuple[int, ...] = ()
     release_ids: tuple[int, ...] = ()
 
 
+@cache
 def load_class_list(name: str) -> ClassList:
     """Read the class list ``name``, for example "coco_stuff_164k".
 
@@ -67,19 +72,20 @@ def load_class_list(name: str) -> ClassList:
         raise ValueError(f"no class list {name!r}; there are {', '.join(known)}")
     content = json.loads(file.read_text(encoding="utf-8"))
     classes = content["classes"]
-    values = tuple(entry["value"] for entry in classes)
-    ignored = set(content["ignore_values"])
+    values = tuple(entry["value"] for entry in classes if "value" in entry)
+    ignored = set(content.get("ignore_values", ()))
     if content.get("ignore_other_values", False):
         ignored |= set(range(4096)) - set(values)  # no release has more values than that
     return ClassList(
         split=ClassSplit(
             names=tuple(entry["name"] for entry in classes),
             unseen=tuple(content["unseen"]),
-            prompts=tuple(entry["prompt"] for entry in classes),
+            prompts=tuple(entry.get("prompt", entry["name"]) for entry in classes),
         ),
+        source=content["source"],
+        class_ids=tuple(entry.get("id", entry["name"]) for entry in classes),
         label_values=values,
         ignore_values=tuple(sorted(ignored)),
-        source=content["source"],
         release_ids=tuple(entry["release_id"] for entry in classes if "release_id" in entry),
     )
 
@@ -231,9 +237,96 @@ class LazyMetadata(Metadata):
         return super().as_dict()
 
 
+@dataclass(frozen=True)
+class BuiltinMultiLabel:
+    """One registered data set with image-level labels."""
+
+    name: str
+    class_list: str
+    images: str  # folders below datasets_root()
+    labels: str  # the file that a prepare script writes
+    vocabulary: Vocabulary
+    num_images: int | None  # None: not known for certain, so not checked
+    complete: bool  # no label = absent (True) or not annotated (False)
+    prepare_script: str
+    only_unseen_classes: bool = False  # the unseen classes as a data set of their own, where nothing is unseen
+
+
+def _nus_wide(name: str, part: str, vocabulary: Vocabulary, images: int, only_81: bool = False) -> BuiltinMultiLabel:
+    return BuiltinMultiLabel(
+        *(name, "nus_wide", "nus_wide/Flickr", f"nus_wide/nus_wide_{part}.npz", vocabulary, images, True),
+        prepare_script="prepare_nus_wide.py",
+        only_unseen_classes=only_81,
+    )
+
+
+def _open_images(name: str, part: str, vocabulary: Vocabulary, images: int | None) -> BuiltinMultiLabel:
+    labels = f"open_images_v4/open_images_v4_{part}.npz"
+    return BuiltinMultiLabel(
+        *(name, "open_images_v4", f"open_images_v4/{part}", labels, vocabulary, images, False),
+        prepare_script="prepare_open_images_v4.py",
+    )
+
+
+MULTILABEL_DATASETS: tuple[BuiltinMultiLabel, ...] = (
+    _nus_wide("nus_wide_train", "train", "seen", 161_789),
+    _nus_wide("nus_wide_test", "test", "all", 107_859),
+    _nus_wide("nus_wide_81_train", "train", "all", 161_789, only_81=True),
+    _nus_wide("nus_wide_81_test", "test", "all", 107_859, only_81=True),
+    # The release has 9,011,219 training images, but only those with a human label are of use, and these it
+    # does not count.
+    _open_images("open_images_v4_train", "train", "seen", None),
+    _open_images("open_images_v4_val", "validation", "all", 41_620),
+    _open_images("open_images_v4_test", "test", "all", 125_436),
+)
+
+
+def _multilabel_classes(dataset: BuiltinMultiLabel) -> tuple[ClassSplit, tuple[str, ...]]:
+    """Split and class ids of a built-in data set."""
+    classes = load_class_list(dataset.class_list)
+    if not dataset.only_unseen_classes:
+        return classes.split, classes.class_ids
+    kept = classes.split.unseen_indices
+    part = classes.split.only_unseen()
+    return ClassSplit(part.names, prompts=part.prompts), tuple(classes.class_ids[k] for k in kept)
+
+
+def load_multilabel(dataset: BuiltinMultiLabel) -> MultiLabelDataset:
+    """A built-in data set with image-level labels, memory-mapped; compares its length with the release's.
+
+    Raises:
+        FileNotFoundError: the prepared file is missing: where it was looked for, and which script makes it.
+    """
+    labels = os.path.join(datasets_root(), dataset.labels)
+    if not os.path.isfile(labels):
+        raise FileNotFoundError(
+            f"labels of data set {dataset.name!r} not found: looked for {os.path.abspath(labels)}, which "
+            f"`python datasets/{dataset.prepare_script}` makes (see datasets/README.md); $DETECTRON2_DATASETS is the root"
+        )
+    split, class_ids = _multilabel_classes(dataset)
+    loaded = MultiLabelDataset(
+        dataset.name,
+        LabelColumns.open(labels),
+        os.path.join(datasets_root(), dataset.images),
+        vocabulary_ids=vocabulary_ids(split, class_ids, dataset.vocabulary),
+        known_ids=None,  # the file serves several vocabularies
+    )
+    warn_about_count(dataset.name, len(loaded), dataset.num_images)
+    return loaded
+
+
+def _build_multilabel_metadata(dataset: BuiltinMultiLabel) -> dict[str, Any]:
+    split, class_ids = _multilabel_classes(dataset)
+    return multilabel_metadata(dataset.name, split, class_ids, dataset.vocabulary, dataset.complete)
+
+
 def register_all() -> None:
     """Register every built-in data set that is not registered yet; reads nothing."""
-    for dataset in SEM_SEG_DATASETS:
-        if dataset.name not in DatasetCatalog.list():
-            DatasetCatalog.register(dataset.name, partial(load_sem_seg, dataset))
-            MetadataCatalog[dataset.name] = LazyMetadata(dataset.name, partial(_build_sem_seg_metadata, dataset))
+    entries: list[tuple[str, Callable[[], Any], Callable[[], dict[str, Any]]]] = [
+        *((d.name, partial(load_sem_seg, d), partial(_build_sem_seg_metadata, d)) for d in SEM_SEG_DATASETS),
+        *((d.name, partial(load_multilabel, d), partial(_build_multilabel_metadata, d)) for d in MULTILABEL_DATASETS),
+    ]
+    for name, load, build_metadata in entries:
+        if name not in DatasetCatalog.list():
+            DatasetCatalog.register(name, load)
+            MetadataCatalog[name] = LazyMetadata(name, build_metadata)

@@ -446,11 +446,13 @@ def checked_records(name: str, records: list[DatasetDict], expected_images: int 
         missing = [key for key in ("file_name", "sem_seg_file_name", "image_id") if key not in record]
         if missing:
             raise ValueError(f"data set {name!r}: a dataset dict lacks {missing}: {record}")
-    if expected_images is not None and len(records) != expected_images:
-        logger.warning(
-            "%s: found %d images, the whole release has %d; results will not be comparable",
-            name,
-            len(records),
-            expected_images,
-        )
+    warn_about_count(name, len(records), expected_images)
     return [{**record, "dataset_name": name} for record in records]
+
+
+def warn_about_count(name: str, found: int, expected: int | None) -> None:
+    """Log both counts if a data set is not whole."""
+    if expected is not None and found != expected:
+        logger.warning(
+            "%s: found %d images, the whole release has %d; results will not be comparable", name, found, expected
+        )

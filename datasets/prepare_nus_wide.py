@@ -1,0 +1,163 @@
+"""NUS-WIDE: one label file for training and one for testing, from the release's text files.
+
+    python datasets/prepare_nus_wide.py [--root $DETECTRON2_DATASETS] [--no-image-check]
+
+reads   nus_wide/Flickr/<folder>/<image>.jpg
+        nus_wide/**/{Imagelist,TrainImagelist,TestImagelist}.txt, TagList1k.txt, Concepts81.txt, AllTags1k.txt
+        nus_wide/**/AllLabels/Labels_<concept>.txt
+writes  nus_wide/nus_wide_{train,test}.npz      925 tags that are no concepts, and 81 concepts
+
+Flickr users delete images, so hardly anyone has all of them: missing ones are counted and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from zeroshot_d2.datasets.builtin import datasets_root
+from zeroshot_d2.datasets.multilabel import LabelColumns
+
+Bits = npt.NDArray[np.bool_]
+
+
+def find(root: Path, name: str) -> Path:
+    """The file or folder ``name`` at most two folders below ``root``: the archives are unpacked in different ways.
+
+    Raises:
+        FileNotFoundError: there is none, or several.
+    """
+    found = [path for pattern in (name, f"*/{name}", f"*/*/{name}") for path in sorted(root.glob(pattern))]
+    if not found:
+        raise FileNotFoundError(f"{name} not found in {root} or two folders below it (see datasets/README.md)")
+    if len(found) > 1:
+        raise FileNotFoundError(f"{name} is there more than once: {', '.join(map(str, found))}; keep one")
+    return found[0]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines that are not empty, without byte-order mark, white space at their ends, and back-slashes."""
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return [line.strip().replace("\\", "/") for line in lines if line.strip()]
+
+
+def read_bits(text: bytes, path: Path) -> Bits:
+    """Zeros and ones between which only white space stands.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    digits = np.frombuffer(text.translate(None, b" \t\r\n"), dtype=np.uint8)
+    ones = digits == ord("1")
+    if not (ones | (digits == ord("0"))).all():
+        strange = bytes(digits[~(ones | (digits == ord("0")))][:10])
+        raise ValueError(f"{path}: expected only 0 and 1, found {strange!r}")
+    return ones
+
+
+def tag_rows(path: Path, width: int) -> Iterator[Bits]:
+    """The rows of AllTags1k.txt, one image each."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                row = read_bits(line, path)
+                if len(row) != width:
+                    raise ValueError(f"{path}, line {number}: {len(row)} values for {width} tags")
+                yield row
+
+
+def convert(root: Path, check_images: bool = True) -> None:
+    """Write both label files.
+
+    Args:
+        root: the folder ``nus_wide``.
+        check_images: leave out images whose file is missing.
+
+    Raises:
+        FileNotFoundError: a part of the release is missing.
+        ValueError: parts do not fit together: lines are missing, or an image is not in Imagelist.txt.
+    """
+    images = read_lines(find(root, "Imagelist.txt"))
+    tags, concepts = read_lines(find(root, "TagList1k.txt")), read_lines(find(root, "Concepts81.txt"))
+    seen = [tag for tag in tags if tag not in set(concepts)]
+    kept_columns = np.array([tag not in set(concepts) for tag in tags])
+    print(f"{len(seen)} seen + {len(concepts)} unseen classes; {len(tags) - len(seen)} tags are concepts and are dropped")
+
+    image_index: list[npt.NDArray[np.int64]] = []
+    class_index: list[npt.NDArray[np.int64]] = []
+    labels_folder = find(root, "AllLabels")
+    for k, concept in enumerate(tqdm(concepts, desc="concepts", unit="file")):
+        path = labels_folder / f"Labels_{concept}.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"the labels of concept {concept!r} are missing: looked for {path}")
+        bits = read_bits(path.read_bytes(), path)
+        if len(bits) != len(images):
+            raise ValueError(f"{path} has {len(bits)} labels for the {len(images)} images of Imagelist.txt")
+        image_index.append(np.flatnonzero(bits))
+        class_index.append(np.full(int(bits.sum()), len(seen) + k))
+    tags_file = find(root, "AllTags1k.txt")
+    rows = 0
+    for rows, row in enumerate(tqdm(tag_rows(tags_file, len(tags)), "tags", len(images), unit="image"), start=1):
+        present = np.flatnonzero(row[kept_columns])
+        image_index.append(np.full(len(present), rows - 1))
+        class_index.append(present)
+    if rows != len(images):
+        raise ValueError(f"{tags_file} has {rows} lines for the {len(images)} images of Imagelist.txt: it is incomplete")
+    image, classes = np.concatenate(image_index), np.concatenate(class_index)
+
+    position = {path: i for i, path in enumerate(images)}
+    photos = root / "Flickr"
+    if check_images and not photos.is_dir():
+        raise FileNotFoundError(f"images not found: looked for the folder {photos}; --no-image-check goes on without")
+    for part in ("Train", "Test"):
+        listed = read_lines(find(root, f"{part}Imagelist.txt"))
+        strange = [path for path in listed if path not in position]
+        if strange:
+            raise ValueError(f"{len(strange)} images of {part}Imagelist.txt are not in Imagelist.txt, such as {strange[0]}")
+        kept = existing(photos, listed) if check_images else listed
+        if len(kept) < len(listed):
+            print(f"{part.lower()}: {len(listed) - len(kept)} of {len(listed)} images are missing in {photos} and left out")
+        write_part(root / f"nus_wide_{part.lower()}.npz", [*seen, *concepts], kept, position, image, classes)
+        print(f"{part.lower()}: {len(kept)} images")
+
+
+def existing(folder: Path, paths: Sequence[str]) -> list[str]:
+    """Those of ``paths`` that are files below ``folder``."""
+    return [path for path in tqdm(paths, "images", unit="image") if (folder / path).is_file()]
+
+
+def write_part(
+    output: Path,
+    class_ids: Sequence[str],
+    paths: Sequence[str],
+    position: dict[str, int],
+    image: npt.NDArray[np.int64],
+    classes: npt.NDArray[np.int64],
+) -> None:
+    """Write the labels of some images; ``image`` and ``classes`` are the labels of all, ``position`` an
+    image's number there.
+    """
+    if not paths:
+        raise FileNotFoundError(f"no image is left for {output.name}: is the folder Flickr complete?")
+    new_index = np.full(len(position), -1, dtype=np.int64)
+    new_index[[position[path] for path in paths]] = np.arange(len(paths))
+    here = new_index[image] >= 0
+    ones = np.ones(int(here.sum()), dtype=np.int8)
+    LabelColumns.build(class_ids, paths, new_index[image[here]], classes[here], ones).save(output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(datasets_root()))
+    parser.add_argument("--no-image-check", action="store_true", help="keep images whose file is missing")
+    arguments = parser.parse_args()
+    convert(arguments.root / "nus_wide", not arguments.no_image_check)
+
+
+if __name__ == "__main__":
+    main()

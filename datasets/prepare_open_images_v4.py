@@ -1,0 +1,121 @@
+"""Open Images V4: one label file per part, from the human image-level labels of the release of 2018_04.
+
+    python datasets/prepare_open_images_v4.py [--root $DETECTRON2_DATASETS] [--parts train validation test]
+    [--no-image-check]
+
+reads   open_images_v4/<part>-annotations-human-imagelabels.csv   (or in a folder <part>)
+        open_images_v4/<part>/<ImageID>.jpg
+writes  open_images_v4/open_images_v4_<part>.npz      7,186 seen and 400 unseen classes, by MID; +1 present, -1 absent
+
+A part whose file is there is left as it is; delete the file to make it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from array import array
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from zeroshot_d2.datasets.builtin import datasets_root, load_class_list
+from zeroshot_d2.datasets.multilabel import LabelColumns
+
+# Rows of the CSV files, from the release's page of facts and figures: a cut-off download is noticed.
+ROWS = {"train": 27_894_289, "validation": 551_390, "test": 1_667_399}
+HEADER = ["ImageID", "Source", "LabelName", "Confidence"]
+
+
+def convert(root: Path, part: str, check_images: bool = True, expected_rows: int | None = None) -> None:
+    """Write the label file of one part.
+
+    Args:
+        root: the folder ``open_images_v4``.
+        part: "train", "validation" or "test".
+        check_images: leave out images whose file is missing.
+        expected_rows: how many labels the whole CSV has; another number is reported.
+
+    Raises:
+        FileNotFoundError: the CSV or the image folder is missing.
+        ValueError: the CSV is not the release's; the line is named.
+    """
+    name = f"{part}-annotations-human-imagelabels.csv"
+    candidates = [root / name, root / part / name]
+    csv_file = next((path for path in candidates if path.is_file()), None)
+    if csv_file is None:
+        raise FileNotFoundError(
+            f"{name} not found: looked for {' and '.join(map(str, candidates))} (see datasets/README.md)"
+        )
+    folder = root / part
+    if check_images and not folder.is_dir():
+        raise FileNotFoundError(f"images not found: looked for the folder {folder}; --no-image-check goes on without")
+    class_ids = load_class_list("open_images_v4").class_ids
+    class_of = {mid: k for k, mid in enumerate(class_ids)}
+
+    # 28 million rows: numbers in arrays, image ids as 64-bit integers, which is what their 16 hexadecimal digits are.
+    images, classes, signs = array("Q"), array("i"), array("b")
+    with open(csv_file, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        if next(reader, []) != HEADER:
+            raise ValueError(f"{csv_file}: the first line should be {','.join(HEADER)}")
+        for row in tqdm(reader, part, expected_rows, unit=" labels", unit_scale=True):
+            try:
+                image_id, _, mid, confidence = row
+                if len(image_id) != 16:
+                    raise ValueError("an image id has 16 hexadecimal digits")
+                number, sign = int(image_id, 16), {"1": 1, "1.0": 1, "0": -1, "0.0": -1}[confidence]
+            except (ValueError, KeyError) as error:
+                raise ValueError(f"{csv_file}, line {reader.line_num}: cannot understand {row} ({error})") from error
+            images.append(number)
+            classes.append(class_of.get(mid, -1))
+            signs.append(sign)
+    rows = len(classes)
+    if expected_rows is not None and rows != expected_rows:
+        print(f"WARNING {part}: {rows} labels, the whole release has {expected_rows}: the download is incomplete")
+    image_numbers = np.frombuffer(images, dtype=np.uint64)
+    class_numbers, sign_numbers = np.frombuffer(classes, dtype=np.int32), np.frombuffer(signs, dtype=np.int8)
+    outside = int((class_numbers < 0).sum())
+    print(f"{part}: {rows} labels, {outside} of them of classes outside the {len(class_ids)}")
+    unique, position = np.unique(image_numbers, return_inverse=True)
+    kept = np.ones(len(unique), dtype=bool)
+    if check_images:
+        with os.scandir(folder) as entries:
+            stems = (entry.name.removesuffix(".jpg") for entry in entries if entry.name.endswith(".jpg"))
+            there = np.fromiter((int(stem, 16) for stem in stems if len(stem) == 16), dtype=np.uint64)
+        kept = np.isin(unique, there)
+        if not kept.all():
+            print(f"{part}: {int((~kept).sum())} of {len(unique)} images are missing in {folder} and left out")
+    if not kept.any():
+        raise FileNotFoundError(f"none of the {len(unique)} images of {csv_file} is in {folder}")
+    new_index = np.cumsum(kept) - 1
+    use = kept[position] & (class_numbers >= 0)
+    columns = LabelColumns.build(
+        class_ids,
+        (f"{number:016x}.jpg" for number in unique[kept].tolist()),
+        new_index[position[use]],
+        class_numbers[use],
+        sign_numbers[use],
+    )
+    columns.save(root / f"open_images_v4_{part}.npz")
+    print(f"{part}: {len(columns)} images")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(datasets_root()))
+    parser.add_argument("--parts", nargs="+", choices=tuple(ROWS), default=list(ROWS))
+    parser.add_argument("--no-image-check", action="store_true", help="keep images whose file is missing")
+    arguments = parser.parse_args()
+    root = arguments.root / "open_images_v4"
+    for part in arguments.parts:
+        if (root / f"open_images_v4_{part}.npz").exists():
+            print(f"{part}: is there already")
+        else:
+            convert(root, part, not arguments.no_image_check, ROWS[part])
+
+
+if __name__ == "__main__":
+    main()
