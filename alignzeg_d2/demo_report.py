@@ -1,0 +1,143 @@
+"""The demo's report: one HTML file with its pictures inside, which needs no network and prints well."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+_COLUMNS = {"pAcc": "pAcc", "mIoU_seen": "mIoU(S)", "mIoU_unseen": "mIoU(U)", "hIoU": "hIoU", "mIoU": "mIoU"}
+
+_STYLE = """
+:root { --ink: #22262b; --muted: #5f6873; --line: #dde1e6; --unseen: #b3122b; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.2rem 1rem 3rem; max-width: 62rem; color: var(--ink); background: #fff;
+       font: 1rem/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: .4rem 0 .6rem; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem; padding-top: .7rem; border-top: 1px solid var(--line); }
+p { max-width: 46rem; margin: .5rem 0; }
+.muted, figcaption, dd { color: var(--muted); }
+.unseen { color: var(--unseen); font-weight: 600; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+th { border-bottom: 2px solid var(--ink); }
+figure { margin: 1rem 0; }
+figure img { display: block; width: 100%; height: auto; }
+figcaption { font-size: .9rem; max-width: 46rem; margin-top: .4rem; }
+dl { max-width: 46rem; margin: .5rem 0; font-size: .9rem; }
+dt { font-weight: 600; margin-top: .4rem; }
+dd { margin: 0; }
+pre { background: #f5f6f8; padding: .7rem .9rem; overflow-x: auto; font-size: .85rem; border-radius: .3rem; }
+@media (max-width: 45rem) { figure.wide img { width: auto; max-width: none; height: auto; min-width: 46rem; } }
+@media print {
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  figure, table, tr { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  .scroll { overflow: visible; }
+  figure img, figure.wide img { width: auto; min-width: 0; max-width: 100%; max-height: 23cm; margin: 0 auto; }
+  pre { white-space: pre-wrap; }
+}
+"""
+
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file with its caption; ``width`` is the most that it takes on the page, in rem."""
+
+    path: Path
+    caption: str
+    alternative: str
+    width: float = 62
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, paragraphs of plain text, pictures, and lines of a shell."""
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    commands: Sequence[str] = ()
+
+
+def render_report(
+    title: str,
+    lead: Sequence[str],
+    results: Mapping[str, Mapping[str, Any]],
+    explanations: Mapping[str, str],
+    sections: Sequence[Section],
+    details: Mapping[str, str],
+) -> str:
+    """The whole page.
+
+    Args:
+        title: heading.
+        lead: paragraphs of plain text below it.
+        results: {row: numbers of an evaluator}, the table.
+        explanations: {term: what it means}, below the table.
+        sections: what follows.
+        details: {summary: preformatted text}, folded, at the end.
+
+    Returns:
+        HTML that refers to no other file.
+    """
+    body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(text)}</p>" for text in lead)]
+    body += ["<h2>Results</h2>", _table(results), "<dl>"]
+    body += [f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in explanations.items()]
+    body.append("</dl>")
+    for section in sections:
+        body.append(f"<h2>{escape(section.title)}</h2>")
+        body += [f"<p>{escape(text)}</p>" for text in section.paragraphs]
+        body += [_figure(picture) for picture in section.pictures]
+        if section.commands:
+            body.append(f"<pre>{escape(chr(10).join(section.commands))}</pre>")
+    for summary, text in details.items():
+        body.append(f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>")
+    return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(body))
+
+
+def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    headings = ["data set", "protocol", *_COLUMNS.values(), "images"]
+    rows = [
+        [name, str(numbers["protocol"])]
+        + [_number(numbers.get(key)) for key in _COLUMNS]
+        + [str(numbers.get("num_images", "–"))]
+        for name, numbers in results.items()
+    ]
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    lines = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+    wide = ' class="wide"' if picture.width > 45 else ""
+    return (
+        f'<figure{wide} style="max-width: {picture.width:g}rem"><div class="scroll">'
+        f'<img src="data:image/png;base64,{data}" alt="{escape(picture.alternative)}"></div>'
+        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+    )
