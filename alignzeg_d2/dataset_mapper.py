@@ -14,7 +14,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from zeroshot_d2.datasets.sem_seg import IGNORE_LABEL, read_label
+from zeroshot_d2.datasets.sem_seg import IGNORE_LABEL, read_raw_label
 
 logger = logging.getLogger(__name__)
 
@@ -73,21 +73,20 @@ class AlignZegDatasetMapper:
         """Adds ``image`` (3, H, W) uint8 and, in training, ``sem_seg`` (H, W) long.
 
         Raises:
-            ValueError: a file cannot be read, or image and labels differ in size; the file is named. None is returned
-                instead where unreadable files are to be skipped.
+            OSError, ValueError: a file cannot be read; it is named. Where such files are to be skipped, None is returned.
+            ValueError: a label value is outside the data set's table, or image and labels differ in size.
         """
         dataset_dict = copy.copy(dataset_dict)
         try:
             image = _read_image(dataset_dict["file_name"], self.image_format)
-            sem_seg = None
-            if self.is_train:
-                table = MetadataCatalog.get(dataset_dict["dataset_name"]).label_table
-                sem_seg = read_label(dataset_dict["sem_seg_file_name"], table)
-        except OSError as error:  # a broken file; a label value outside the table stays an error
+            raw_label = read_raw_label(dataset_dict["sem_seg_file_name"]) if self.is_train else None
+        except (OSError, ValueError) as error:
             if self.skip_unreadable:
                 logger.warning("skipped: %s", error)
                 return None
             raise
+        # Not in the block above: a value that the table does not know is a mistake in the registration, not a broken file.
+        sem_seg = None if raw_label is None else _map_label(raw_label, dataset_dict)
         if sem_seg is not None and sem_seg.shape != image.shape[:2]:
             raise ValueError(
                 f"{dataset_dict['file_name']} is {image.shape[1]}x{image.shape[0]} pixels, but its labels "
@@ -104,6 +103,14 @@ class AlignZegDatasetMapper:
         return dataset_dict
 
 
+def _map_label(raw_label: np.ndarray, dataset_dict: dict[str, Any]) -> np.ndarray:
+    """Label values (H, W) -> vocabulary indices (H, W); an unknown value is an error that names the file."""
+    try:
+        return MetadataCatalog.get(dataset_dict["dataset_name"]).label_table.apply(raw_label)
+    except ValueError as error:
+        raise ValueError(f"{dataset_dict['sem_seg_file_name']}: {error}") from error
+
+
 def _read_image(file_name: str, image_format: str) -> np.ndarray:
     """(H, W, 3) uint8, upright.
 
@@ -112,5 +119,5 @@ def _read_image(file_name: str, image_format: str) -> np.ndarray:
     """
     try:
         return utils.read_image(file_name, format=image_format)
-    except OSError as error:  # PIL.UnidentifiedImageError is one
+    except (OSError, SyntaxError) as error:  # PIL reports a broken PNG chunk as SyntaxError
         raise OSError(f"cannot read the image {file_name}: {error}") from error
