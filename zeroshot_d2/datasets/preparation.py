@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -65,38 +66,49 @@ def write_list(path: str | os.PathLike[str], stems: Sequence[str]) -> None:
         Path(temporary).write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
 
 
-def run_jobs(convert: Callable[[Job], None], jobs: Sequence[Job], workers: int, title: str) -> None:
-    """Run ``convert`` on every job, in ``workers`` processes, with a progress bar; the first error ends it.
+def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, title: str) -> Iterator[Result]:
+    """Run ``function`` on every job, in ``workers`` processes, with a progress bar; the first error ends it.
 
     Args:
-        convert: a module-level function.
-        jobs: its arguments; leave out those whose output exists, so that an interrupted run continues.
+        function: a module-level function.
+        jobs: its arguments.
         workers: number of processes; 1 runs in this one.
+
+    Yields:
+        The results, in the order in which they are done.
 
     Raises:
         ValueError: ``workers`` is not positive.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    with tqdm(total=len(jobs), desc=title, unit="image") as bar:
+    with tqdm(total=len(jobs), desc=title) as bar:
         if workers == 1:
             for job in jobs:
-                convert(job)
+                yield function(job)
                 bar.update()
             return
         with ProcessPoolExecutor(workers) as pool:
             # A window of jobs instead of all of them, since each holds its data.
-            pending = set()
+            pending: set[Future[Result]] = set()
             for job in jobs:
-                pending.add(pool.submit(convert, job))
+                pending.add(pool.submit(function, job))
                 if len(pending) >= 4 * workers:
-                    done = next(as_completed(pending))
-                    pending.remove(done)
-                    done.result()
-                    bar.update()
-            for done in as_completed(pending):
-                done.result()
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+                        bar.update()
+            for future in as_completed(pending):
+                yield future.result()
                 bar.update()
+
+
+def run_jobs(convert: Callable[[Job], None], jobs: Sequence[Job], workers: int, title: str) -> None:
+    """:func:`map_jobs` for functions that write files; leave out jobs whose file exists, so that a run can be
+    continued.
+    """
+    for _ in map_jobs(convert, jobs, workers, title):
+        pass
 
 
 def stream_json_arrays(
