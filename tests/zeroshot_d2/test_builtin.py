@@ -1,6 +1,5 @@
 """The papers' data sets: class lists, split lists, folders, counts, and the conversion of tiny releases."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -11,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_releases
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
-from pycocotools import mask as coco_mask
 from scipy.io import savemat
+from tiny_releases import prepare_script as script
 
 from zeroshot_d2 import IGNORE_LABEL, read_label
 from zeroshot_d2.datasets.builtin import MULTILABEL_DATASETS, SEM_SEG_DATASETS, load_class_list
@@ -22,8 +22,6 @@ from zeroshot_d2.datasets.preparation import run_jobs, save_label, stream_json_a
 from zeroshot_d2.datasets.sem_seg import read_raw_label
 
 REPOSITORY = Path(__file__).parents[2]
-LISTS = sorted({dataset.class_list for dataset in SEM_SEG_DATASETS})
-BY_NAME = {dataset.name: dataset for dataset in SEM_SEG_DATASETS}
 
 
 @pytest.fixture
@@ -32,22 +30,12 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def script(name: str):
-    """A prepare script as a module; its functions can be sent to other processes."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "datasets" / f"{name}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def save(path: Path, pixels, **options) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(pixels)).save(path, **options)
-
-
-def photo(path: Path, height: int = 4, width: int = 6) -> None:
-    save(path, np.full((height, width, 3), 128, dtype=np.uint8))
+def names_in_order(dataset: str, record: dict) -> list[str | None]:
+    """Names of the label's stripes from left to right; None where it is ignored."""
+    meta = MetadataCatalog.get(dataset)
+    row = read_label(record["sem_seg_file_name"], meta.label_table)[0]
+    starts = np.flatnonzero(np.diff(row.astype(int), prepend=-1))
+    return [None if row[i] == IGNORE_LABEL else meta.stuff_classes[row[i]] for i in starts]
 
 
 # -------------------------------------------------------------------------------------------------- class lists
@@ -165,98 +153,44 @@ def test_missing_folders_say_where_they_were_looked_for(root):
 
 # ------------------------------------------------------------------------ tiny releases in the official formats
 def test_coco_stuff_from_the_raw_maps(root, caplog):
-    photo(root / "coco/val2017/000000000139.jpg")
-    save(root / "coco/stuffthingmaps/val2017/000000000139.png", np.array([[0, 20, 171, 255, 181, 168]], dtype=np.uint8))
+    tiny_releases.coco_stuff(root)
     with caplog.at_level(logging.WARNING):
-        (record,) = DatasetCatalog.get("coco_stuff_164k_val")
-    assert "found 1 images, the whole release has 5000" in caplog.text
-    meta = MetadataCatalog.get("coco_stuff_164k_val")
-    mapped = read_label(record["sem_seg_file_name"], meta.label_table)[0]
-    names = [None if k == IGNORE_LABEL else meta.stuff_classes[k] for k in mapped]
-    assert names == ["person", "cow", "wall-concrete", None, "wood", "tree"]
-    unseen = MetadataCatalog.get("coco_stuff_164k_val_unseen")
-    mapped = read_label(record["sem_seg_file_name"], unseen.label_table)[0]
-    assert [None if k == IGNORE_LABEL else unseen.stuff_classes[k] for k in mapped] == [
-        *(None, "cow", "wall-concrete", None, None, "tree")
-    ]
-
-
-def palette_label(path: Path, values) -> None:
-    """As VOC stores them: an 8-bit palette image."""
-    image = Image.fromarray(np.asarray(values, dtype=np.uint8)).convert("P")
-    image.putdata(np.asarray(values).ravel().tolist())
-    image.putpalette([(37 * v) % 256 for v in range(768)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+        record = DatasetCatalog.get("coco_stuff_164k_val")[0]
+        train = DatasetCatalog.get("coco_stuff_164k_train_seen")
+    assert "found 2 images, the whole release has 5000" in caplog.text
+    assert "1 of 5 images have no label image" in caplog.text and "000000000099" in caplog.text
+    assert names_in_order("coco_stuff_164k_val", record) == ["person", "cow", "wall-concrete"]
+    assert names_in_order("coco_stuff_164k_val_unseen", record) == [None, "cow", "wall-concrete"]
+    assert len(train) == 4
+    assert names_in_order("coco_stuff_164k_train_seen", train[0]) == ["person", None]  # the cow and 255
+    assert names_in_order("coco_stuff_164k_train_all", train[0]) == ["person", "cow", None]
 
 
 def test_voc_with_palette_labels_and_both_kinds_of_list(root):
-    voc = root / "VOCdevkit/VOC2012"
-    for stem in ("2007_000032", "2007_000033", "2008_000001"):
-        photo(voc / f"JPEGImages/{stem}.jpg")
-    palette_label(voc / "SegmentationClass/2007_000033.png", [[0, 1, 20, 255]])
-    save(voc / "SegmentationClassAug/2007_000032.png", np.array([[0, 15, 16, 255]], dtype=np.uint8))
-    (voc / "ImageSets/Segmentation").mkdir(parents=True)
-    (voc / "ImageSets/Segmentation/val.txt").write_text("2007_000033\n")
-    (voc / "ImageSets/Segmentation/trainaug.txt").write_text(
-        "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\n"
-    )
-    (val,) = DatasetCatalog.get("voc2012_val")
-    mapped = read_label(val["sem_seg_file_name"], MetadataCatalog.get("voc2012_val").label_table)
-    np.testing.assert_array_equal(mapped, [[IGNORE_LABEL, 0, 19, IGNORE_LABEL]])
-    (train,) = DatasetCatalog.get("voc2012_train_seen")
-    assert train["image_id"] == "2007_000032"
-    mapped = read_label(train["sem_seg_file_name"], MetadataCatalog.get("voc2012_train_seen").label_table)
-    np.testing.assert_array_equal(mapped, [[IGNORE_LABEL, 14, IGNORE_LABEL, IGNORE_LABEL]])
-
-
-def context_release(root: Path) -> Path:
-    """VOC 2010 images and a trainval_merged.json with each way a mask can be written."""
-    voc = root / "VOCdevkit/VOC2010"
-    for stem in ("2008_000002", "2008_000003", "2009_000001"):
-        photo(voc / f"JPEGImages/{stem}.jpg")
-    left = np.zeros((4, 6), dtype=np.uint8, order="F")
-    left[:, :3] = 1
-    encoded = coco_mask.encode(left)
-    images = [
-        {"file_name": "2008_000002.jpg", "phase": "train", "image_id": 2008000002, "height": 4, "width": 6},
-        {"file_name": "2008_000003.jpg", "phase": "val", "image_id": 2008000003, "height": 4, "width": 6},
-        {"file_name": "2009_000001.jpg", "phase": "test", "image_id": 2009000001, "height": 4, "width": 6},
-    ]
-    segments = [  # sky, and over its left half an aeroplane
-        {"image_id": 2008000002, "category_id": 360, "segmentation": {"size": [4, 6], "counts": [0, 24]}},
-        {
-            "image_id": 2008000002,
-            "category_id": 2,
-            "segmentation": {"size": [4, 6], "counts": encoded["counts"].decode()},
-        },
-        {"image_id": 2008000003, "category_id": 113, "segmentation": [[0, 0, 2, 0, 2, 4, 0, 4]]},
-        {"image_id": 2008000003, "category_id": 1, "segmentation": {"size": [4, 6], "counts": [0, 24]}},
-    ]
-    content = {"info": {"a": [1]}, "annos_segmentation": segments, "parts": [], "images": images, "n": 3}
-    (voc / "trainval_merged.json").write_text(json.dumps(content))
-    return voc
+    tiny_releases.voc2012(root)
+    first, second = DatasetCatalog.get("voc2012_val")
+    assert names_in_order("voc2012_val", first) == [None, "aeroplane", "tvmonitor", None]
+    assert names_in_order("voc2012_val", second) == ["person", "pottedplant"]
+    first, second = DatasetCatalog.get("voc2012_train_seen")
+    assert first["image_id"] == "2007_000032"
+    assert names_in_order("voc2012_train_seen", first) == [None, "person", None]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_context_59(root, workers, capsys):
-    voc = context_release(root)
-    prepare = script("prepare_pascal_context")
-    prepare.convert(voc / "trainval_merged.json", voc / "pascal_context_59", workers)
+    voc = tiny_releases.pascal_context_json(root)
+    script("prepare_pascal_context").convert(voc / "trainval_merged.json", voc / "pascal_context_59", workers)
     assert "1 segments of 1 categories outside the 59" in capsys.readouterr().out
-    (train,) = DatasetCatalog.get("pascal_context_59_train_all")
-    meta = MetadataCatalog.get("pascal_context_59_train_all")
-    mapped = read_label(train["sem_seg_file_name"], meta.label_table)
-    assert {meta.stuff_classes[k] for k in np.unique(mapped[:, :3])} == {"aeroplane"}
-    assert {meta.stuff_classes[k] for k in np.unique(mapped[:, 3:])} == {"sky"}
+    first, second = DatasetCatalog.get("pascal_context_59_train_all")
+    assert names_in_order("pascal_context_59_train_all", first) == ["aeroplane", "sky"]
+    assert names_in_order("pascal_context_59_train_all", second) == ["car", None]
+    assert names_in_order("pascal_context_59_train_seen", first) == [None, "sky"]
     (val,) = DatasetCatalog.get("pascal_context_59_val")
-    mapped = read_label(val["sem_seg_file_name"], MetadataCatalog.get("pascal_context_59_val").label_table)
-    assert (mapped[:, :2] == meta.stuff_classes.index("dog")).all() and (mapped[:, 2:] == IGNORE_LABEL).all()
+    assert names_in_order("pascal_context_59_val", val) == ["dog", None]
 
 
 def test_context_59_continues_and_rejects_a_wrong_size(root):
-    voc = context_release(root)
-    prepare = script("prepare_pascal_context")
+    voc, prepare = tiny_releases.pascal_context_json(root), script("prepare_pascal_context")
     output = voc / "pascal_context_59"
     save_label(output / "labels/2008_000002.png", np.full((4, 6), 7))
     prepare.convert(voc / "trainval_merged.json", output)
@@ -273,7 +207,7 @@ def test_context_59_without_or_with_half_a_json(root):
     prepare = script("prepare_pascal_context")
     with pytest.raises(FileNotFoundError, match="trainval_merged.json not found"):
         prepare.convert(root / "trainval_merged.json", root / "out")
-    voc = context_release(root)
+    voc = tiny_releases.pascal_context_json(root)
     text = (voc / "trainval_merged.json").read_text()
     (voc / "trainval_merged.json").write_text(text[: len(text) // 2])
     with pytest.raises(ValueError, match="ends in the middle"):
@@ -282,20 +216,23 @@ def test_context_59_without_or_with_half_a_json(root):
 
 
 def test_context_459(root):
-    voc = context_release(root)
-    prepare = script("prepare_pascal_context_459")
-    with pytest.raises(FileNotFoundError, match="the folder of the .mat files not found"):
-        prepare.convert(voc / "trainval", voc / "trainval_merged.json", voc / "pascal_context_459")
-    (voc / "trainval").mkdir()
-    label = np.array([[0, 1, 459, 300, 2, 2]] * 4, dtype=np.uint16)
-    savemat(voc / "trainval/2008_000003.mat", {"LabelMap": label})
-    with pytest.raises(FileNotFoundError, match="1 of 2 label files are missing.*2008_000002.mat"):
-        prepare.convert(voc / "trainval", voc / "trainval_merged.json", voc / "pascal_context_459")
-    savemat(voc / "trainval/2008_000002.mat", {"LabelMap": label})
-    prepare.convert(voc / "trainval", voc / "trainval_merged.json", voc / "pascal_context_459")
+    tiny_releases.pascal_context_459(root)
     (record,) = DatasetCatalog.get("pascal_context_459_val")
-    mapped = read_label(record["sem_seg_file_name"], MetadataCatalog.get("pascal_context_459_val").label_table)
-    np.testing.assert_array_equal(mapped[0], [IGNORE_LABEL, 0, 458, 299, 1, 1])
+    assert names_in_order("pascal_context_459_val", record) == [None, "accordion", "wool", "plume"]
+
+
+def test_context_459_downloads_that_are_wrong(root):
+    voc, prepare = tiny_releases.pascal_context_json(root), script("prepare_pascal_context_459")
+    arguments = voc / "trainval", voc / "trainval_merged.json", voc / "pascal_context_459"
+    with pytest.raises(FileNotFoundError, match="the folder of the .mat files not found"):
+        prepare.convert(*arguments)
+    (voc / "trainval").mkdir()
+    savemat(voc / "trainval/2008_000003.mat", {"LabelMap": np.ones((2, 2), dtype=np.uint16)})
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 label files are missing.*2008_000002\.mat"):
+        prepare.convert(*arguments)
+    (voc / "trainval_merged.json").unlink()
+    with pytest.raises(FileNotFoundError, match="trainval_merged.json not found"):
+        prepare.convert(*arguments)
 
 
 def test_context_459_damaged_files_are_named(root):
@@ -312,41 +249,24 @@ def test_context_459_damaged_files_are_named(root):
 
 
 def test_ade_150_as_released(root):
-    photo(root / "ADEChallengeData2016/images/validation/ADE_val_00000001.jpg")
-    save(
-        root / "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png",
-        np.array([[0, 1, 150]], dtype=np.uint8),
-    )
-    (record,) = DatasetCatalog.get("ade20k_150_val")
-    meta = MetadataCatalog.get("ade20k_150_val")
-    mapped = read_label(record["sem_seg_file_name"], meta.label_table)[0]
-    assert mapped[0] == IGNORE_LABEL and [meta.stuff_classes[k] for k in mapped[1:]] == ["wall", "flag"]
+    tiny_releases.ade20k_150(root)
+    assert names_in_order("ade20k_150_val", DatasetCatalog.get("ade20k_150_val")[0]) == [None, "wall", "flag"]
 
 
 def test_ade_847_from_colour_coded_segmentations(root):
-    release = root / "ADE20K_2021_17_01"
-    place = release / "images/ADE/validation/urban/street"
-    photo(place / "ADE_val_00000001.jpg", 8, 12)
-    # wall is 2978 = 11 * 256 + 162, building 312 = 1 * 256 + 56; 5 is a class outside the 847; 0 is nothing
-    values = np.repeat([2978, 312, 5, 0], 3)
-    colours = np.zeros((8, 12, 3), dtype=np.uint8)
-    colours[..., 0], colours[..., 1] = values // 256 * 10, values % 256
-    save(place / "ADE_val_00000001_seg.png", colours)
-    prepare = script("prepare_ade20k_847")
-    prepare.convert(release, release / "ade20k_847", "validation", short_side=4)
+    tiny_releases.ade20k_847(root)
     (record,) = DatasetCatalog.get("ade20k_847_val")
-    meta = MetadataCatalog.get("ade20k_847_val")
-    mapped = read_label(record["sem_seg_file_name"], meta.label_table)
+    assert names_in_order("ade20k_847_val", record) == ["wall", "building", None]
     with Image.open(record["file_name"]) as image:
-        assert image.size == (6, 4) and mapped.shape == (4, 6)
-    assert meta.stuff_classes[mapped[0, 0]] == "wall" and mapped[0, -1] == IGNORE_LABEL
-    assert set(np.unique(mapped)) == {*(meta.stuff_classes.index(n) for n in ("wall", "building")), IGNORE_LABEL}
+        assert image.size == (tiny_releases.WIDTH // 2, tiny_releases.HEIGHT // 2)
+        assert read_raw_label(record["sem_seg_file_name"]).shape == image.size[::-1]
+    release = root / "ADE20K_2021_17_01"
     with pytest.raises(FileNotFoundError, match="no image found below"):
-        prepare.convert(release, release / "ade20k_847", "training")
+        script("prepare_ade20k_847").convert(release, release / "ade20k_847", "training")
 
 
 def test_ade_847_missing_segmentation_is_named(root):
-    photo(root / "x.jpg")
+    tiny_releases.save_photo(root / "x.jpg")
     with pytest.raises(ValueError, match="x.jpg or its _seg.png"):
         script("prepare_ade20k_847").rewrite((root / "x.jpg", root / "o.jpg", root / "o.png", 0))
 

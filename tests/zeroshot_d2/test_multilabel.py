@@ -1,19 +1,19 @@
 """Image-level labels: columns on disk, registration, and the conversion of tiny NUS-WIDE and Open Images releases."""
 
 import csv
-import importlib.util
 import logging
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, get_detection_dataset_dicts
+from tiny_releases import prepare_script as script
 
 from zeroshot_d2 import ClassSplit, register_multilabel
 from zeroshot_d2.datasets.builtin import MULTILABEL_DATASETS, load_class_list
 from zeroshot_d2.datasets.multilabel import LabelColumns, MultiLabelDataset
+from zeroshot_d2.training_stream import TrainingLoader
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -33,15 +33,6 @@ def name():
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     return tmp_path
-
-
-def script(name: str):
-    """A prepare script as a module."""
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "datasets" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def columns() -> LabelColumns:
@@ -186,6 +177,26 @@ def test_detectron2_takes_it_where_it_takes_a_list(tmp_path, name):
         DatasetCatalog.get(name), mapper=lambda record: record["image_id"], num_workers=0, batch_size=2
     )
     assert list(loader) == [["a/1.jpg", "b/ü.jpg"], ["c.jpg"]]
+
+
+def _only_labels(record: dict) -> dict:
+    return {"id": record["image_id"], "positive": record["positive_labels"].tolist()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_stream_over_a_mapped_file(tmp_path, name, workers):
+    """Workers read the file themselves; an epoch has each image once, with its labels."""
+    made = LabelColumns.build(
+        *(["sky", "dog", "cat"], [f"{i}.jpg" for i in range(8)], np.arange(8), np.arange(8) % 3, np.ones(8))
+    )
+    made.save(tmp_path / "labels.npz")
+    register_multilabel(name, SPLIT, "photos", tmp_path / "labels.npz")
+    loader = TrainingLoader(get_detection_dataset_dicts(name), _only_labels, batch_size=4, seed=1, num_workers=workers)
+    assert loader.num_images == 8
+    batches = iter(loader)
+    epoch = [*next(batches), *next(batches)]
+    assert sorted(sample["id"] for sample in epoch) == [f"{i}.jpg" for i in range(8)]
+    assert all(sample["positive"] == [int(sample["id"][0]) % 3] for sample in epoch)
 
 
 def test_bad_registrations_are_named(tmp_path, name, caplog):

@@ -1,0 +1,149 @@
+"""Tiny releases of the papers' data sets in their official formats, with their quirks; for tests.
+
+Each function writes below ``root`` (which ``$DETECTRON2_DATASETS`` should name) and, where the project has a
+prepare script, runs it. Images are 64 x 48 pixels and come as colour, grey and CMYK JPEGs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+from scipy.io import savemat
+
+REPOSITORY = Path(__file__).parents[1]
+HEIGHT, WIDTH = 48, 64
+MODES = ("RGB", "L", "CMYK")
+
+
+def prepare_script(name: str) -> ModuleType:
+    """A script of ``datasets/`` as a module; its functions can be sent to other processes."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "datasets" / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def save_photo(path: Path, index: int = 0) -> None:
+    """Noise, in the colour mode of the index."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(index).integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    Image.fromarray(noise).convert(MODES[index % len(MODES)]).save(path)
+
+
+def stripes(values: Sequence[int]) -> np.ndarray:
+    """(H, W) label image with one vertical stripe per value."""
+    return np.array(values)[np.arange(WIDTH) * len(values) // WIDTH][None].repeat(HEIGHT, axis=0)
+
+
+def save_label(path: Path, values: Sequence[int], dtype: Any = np.uint8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(stripes(values).astype(dtype)).save(path)
+
+
+def save_palette_label(path: Path, values: Sequence[int]) -> None:
+    """As VOC stores labels: an 8-bit palette image."""
+    image = Image.frombytes("P", (WIDTH, HEIGHT), stripes(values).astype(np.uint8).tobytes())
+    image.putpalette([(37 * v) % 256 for v in range(768)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+
+
+def coco_stuff(root: Path) -> None:
+    """Raw stuffthingmaps; one training image has no label file, one no seen class, one is unlabelled altogether."""
+    labels = {"train": ([0, 20, 255], [181, 7, 168], [20, 171, 255], [255, 255, 255]), "val": ([0, 20, 171], [149, 2])}
+    for part, rows in labels.items():
+        for i, values in enumerate(rows):
+            save_photo(root / f"coco/{part}2017/{i:012d}.jpg", i)
+            save_label(root / f"coco/stuffthingmaps/{part}2017/{i:012d}.png", values)
+    save_photo(root / "coco/train2017/000000000099.jpg")
+
+
+def voc2012(root: Path) -> None:
+    """The official palette labels, the augmented grey ones, and lists with CRLF or slashes."""
+    voc = root / "VOCdevkit/VOC2012"
+    for i, stem in enumerate(("2007_000032", "2007_000033", "2008_000001", "2011_000999")):
+        save_photo(voc / f"JPEGImages/{stem}.jpg", i)
+    save_palette_label(voc / "SegmentationClass/2007_000033.png", [0, 1, 20, 255])
+    save_palette_label(voc / "SegmentationClass/2008_000001.png", [15, 16])
+    save_label(voc / "SegmentationClassAug/2007_000032.png", [0, 15, 16, 255])
+    save_label(voc / "SegmentationClassAug/2011_000999.png", [3, 3])
+    lists = voc / "ImageSets/Segmentation"
+    write_text(lists / "val.txt", "2007_000033\r\n2008_000001\r\n")
+    lines = [f"/JPEGImages/{s}.jpg /SegmentationClassAug/{s}.png\n" for s in ("2007_000032", "2011_000999")]
+    write_text(lists / "trainaug.txt", "".join(lines))
+
+
+def pascal_context_json(root: Path) -> Path:
+    """VOC 2010 images and a trainval_merged.json with each way a mask can be written; the folder VOC2010."""
+    voc = root / "VOCdevkit/VOC2010"
+    size = {"height": HEIGHT, "width": WIDTH}
+    stems = {"2008_000002": "train", "2008_000003": "val", "2008_000004": "train", "2009_000001": "test"}
+    images = []
+    for i, (stem, phase) in enumerate(stems.items()):
+        save_photo(voc / f"JPEGImages/{stem}.jpg", i)
+        images.append({"file_name": f"{stem}.jpg", "phase": phase, "image_id": int(stem.replace("_", "")), **size})
+    left = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    left[:, : WIDTH // 2] = 1
+    compressed = {"size": [HEIGHT, WIDTH], "counts": coco_mask.encode(left)["counts"].decode()}
+    everything = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
+    polygon = [[0, 0, 20, 0, 20, HEIGHT, 0, HEIGHT]]
+    segments = [  # sky, and over its left half an aeroplane; a dog, and something outside the 59; a car
+        {"image_id": 2008000002, "category_id": 360, "segmentation": everything},
+        {"image_id": 2008000002, "category_id": 2, "segmentation": compressed},
+        {"image_id": 2008000003, "category_id": 113, "segmentation": polygon},
+        {"image_id": 2008000003, "category_id": 1, "segmentation": everything},
+        {"image_id": 2008000004, "category_id": 59, "segmentation": compressed},
+    ]
+    content = {"info": {"a": [1]}, "annos_segmentation": segments, "parts": [], "images": images, "n": 3}
+    write_text(voc / "trainval_merged.json", json.dumps(content))
+    return voc
+
+
+def pascal_context(root: Path) -> None:
+    voc = pascal_context_json(root)
+    prepare_script("prepare_pascal_context").convert(voc / "trainval_merged.json", voc / "pascal_context_59")
+
+
+def pascal_context_459(root: Path) -> None:
+    """16-bit LabelMaps of MATLAB."""
+    voc = pascal_context_json(root)
+    (voc / "trainval").mkdir()
+    for stem in ("2008_000002", "2008_000003", "2008_000004"):
+        savemat(voc / f"trainval/{stem}.mat", {"LabelMap": stripes([0, 1, 459, 300]).astype(np.uint16)})
+    prepare_script("prepare_pascal_context_459").convert(
+        voc / "trainval", voc / "trainval_merged.json", voc / "pascal_context_459"
+    )
+
+
+def ade20k_150(root: Path) -> None:
+    for i, values in enumerate(([0, 1, 150], [4, 2])):
+        save_photo(root / f"ADEChallengeData2016/images/validation/ADE_val_{i:08d}.jpg", i)
+        save_label(root / f"ADEChallengeData2016/annotations/validation/ADE_val_{i:08d}.png", values)
+
+
+def ade20k_847(root: Path) -> None:
+    """Colour-coded segmentations: wall is 2978, building 312; 5 is a class outside the 847; 0 is nothing."""
+    release = root / "ADE20K_2021_17_01"
+    place = release / "images/ADE/validation/urban/street"
+    save_photo(place / "ADE_val_00000001.jpg", 1)
+    values = stripes([2978, 312, 5, 0])
+    colours = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    colours[..., 0], colours[..., 1] = values // 256 * 10, values % 256
+    Image.fromarray(colours).save(place / "ADE_val_00000001_seg.png")
+    prepare_script("prepare_ade20k_847").convert(release, release / "ade20k_847", "validation", short_side=HEIGHT // 2)
