@@ -273,7 +273,8 @@ def _training_section(cfg: CfgNode, output: Path) -> list[Section]:
         return []
     image = read_image(record["file_name"], format="RGB")
     path = output / "training_labels.png"
-    save_figure(label_figure(image, label, metadata.class_split, metadata.stuff_colors), path)
+    figure = label_figure(image, label, metadata.class_split, metadata.stuff_colors, ignored_name="no label")
+    save_figure(figure, path)
     caption = (
         "A training image with its labels: the part without a colour shows an unseen class. The network sees these pixels, "
         "but is told neither their class nor that there is one."

@@ -90,6 +90,7 @@ def draw_labels(
     alpha: float = 0.6,
     font_size: float = 7.0,
     min_share: float = 0.02,
+    ignored_name: str = "",
 ) -> None:
     """Draw a label map over its image: colours, borders, and the name of every class in its regions.
 
@@ -99,13 +100,16 @@ def draw_labels(
         split: the K classes.
         font_size: of the names, in points.
         min_share: regions below this share of the image get no name.
+        ignored_name: what to write into ignored regions.
     """
     show_image(axes, blend_labels(image, label, colors, alpha=alpha))
     axes.add_collection(
         LineCollection(_borders(label), colors="white", linewidths=0.9, alpha=0.9, capstyle="projecting"), autolim=False
     )
-    for k, row, column in _name_positions(label, len(split), min_share):
-        _draw_name(axes, split, k, row, column, font_size)
+    regions = np.where((label >= 0) & (label < len(split)), label, len(split))
+    for k, row, column in _name_positions(regions, len(split) + bool(ignored_name), min_share):
+        name = ignored_name if k == len(split) else class_text(split, k)
+        _draw_name(axes, name, row, column, font_size, unseen=k < len(split) and split.names[k] in split.unseen)
 
 
 def show_image(axes: Axes, image: ImageArray) -> None:
@@ -149,12 +153,11 @@ def _name_positions(label: LabelArray, num_classes: int, min_share: float) -> li
     return positions
 
 
-def _draw_name(axes: Axes, split: ClassSplit, index: int, row: float, column: float, font_size: float) -> Text:
-    unseen = split.names[index] in split.unseen
+def _draw_name(axes: Axes, name: str, row: float, column: float, font_size: float, *, unseen: bool) -> Text:
     return axes.text(
         column,
         row,
-        "\n".join(textwrap.wrap(class_text(split, index), width=14, break_long_words=False)),
+        "\n".join(textwrap.wrap(name, width=14, break_long_words=False)),
         fontsize=font_size,
         fontweight="bold" if unseen else "normal",
         bbox={
@@ -193,7 +196,9 @@ def _classes_of(label: LabelArray, num_classes: int) -> set[int]:
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.03, wspace=0.0, hspace=0.0)
+    return figure
 
 
 def _finish(figure: Figure) -> Figure:
@@ -217,14 +222,23 @@ def _finish(figure: Figure) -> Figure:
 
 
 def label_figure(
-    image: ImageArray, label: LabelArray, split: ClassSplit, colors: Colors, *, title: str = "", alpha: float = 0.6
+    image: ImageArray,
+    label: LabelArray,
+    split: ClassSplit,
+    colors: Colors,
+    *,
+    title: str = "",
+    alpha: float = 0.6,
+    ignored_name: str = "",
 ) -> Figure:
     """One label map over its image, with names and a legend; arguments as for :func:`draw_labels`."""
     width = 5.0
     classes = _classes_of(label, len(split))
-    figure = _new_figure(width, width * image.shape[0] / image.shape[1] + 0.4 + 0.22 * -(-len(classes) // 3))
+    figure = _new_figure(
+        width, width * image.shape[0] / image.shape[1] + 0.1 + 0.3 * bool(title) + 0.22 * -(-len(classes) // 3)
+    )
     axes = figure.subplots()
-    draw_labels(axes, image, label, split, colors, alpha=alpha, font_size=9)
+    draw_labels(axes, image, label, split, colors, alpha=alpha, font_size=9, ignored_name=ignored_name)
     axes.set_title(title, fontsize=10, color=_INK)
     _add_legend(figure, classes, split, colors, columns=3)
     return _finish(figure)
@@ -277,8 +291,10 @@ def comparison_figure(
     }
     heights = [row.image.shape[0] / row.image.shape[1] for row in rows]
     legend_columns = max(1, round(panel * len(headings) / 1.9))
-    legend_height = 0.2 * -(-len(present) // legend_columns) + 0.1
-    figure = _new_figure(panel * len(headings), panel * sum(heights) + 0.25 * (len(rows) + 1) + legend_height)
+    legend_height = 0.19 * -(-len(present) // legend_columns) + 0.1
+    figure = _new_figure(
+        panel * len(headings), panel * sum(heights) + (0.22 * len(rows) if has_truth else 0) + 0.2 + legend_height
+    )
     grid = figure.subplots(len(rows), len(headings), squeeze=False, gridspec_kw={"height_ratios": heights})
     for row, axes_row in zip(rows, grid, strict=True):
         show_image(axes_row[0], row.image)
@@ -391,7 +407,7 @@ def gamma_figure(points: Sequence[Mapping[str, Any]], gamma: float | None = None
     if gamma is not None:
         axes.axvline(gamma, color=_INK, linestyle="--", linewidth=1)
         axes.annotate(
-            f"γ = {gamma:g}",
+            f"$\\gamma$ = {gamma:g}",
             (gamma, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(3, -2),
@@ -402,8 +418,9 @@ def gamma_figure(points: Sequence[Mapping[str, Any]], gamma: float | None = None
         )
     ticks = [tick for tick in np.linspace(0, 1, 11) if min(gammas) - 0.1 < tick < max(gammas) + 0.05]
     axes.set_xticks(ticks, ["1\n(off)" if tick == 1 else f"{tick:.1f}" for tick in ticks])
+    axes.set_xlim(min(gammas) - 0.04, max(gammas) + 0.04)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("threshold γ of Predictive Bias Correction", fontsize=9, color=_INK)
+    axes.set_xlabel("threshold $\\gamma$ of Predictive Bias Correction", fontsize=9, color=_INK)
     axes.set_ylabel("%", fontsize=9, color=_INK)
     _plain_axes(axes, grid="y")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
@@ -516,12 +533,12 @@ def corrections_figure(corrections: Sequence[Correction], split: ClassSplit, *, 
     """
     if not corrections:
         raise ValueError("corrections_figure needs at least one changed proposal")
-    figure = _new_figure(8.2, 1.75 * len(corrections) + 0.3)
+    figure = _new_figure(8.2, 1.85 * len(corrections) + 0.2)
     grid = figure.subplots(len(corrections), 3, squeeze=False, width_ratios=(1, 1.45, 1.45))
     for row, (correction, axes_row) in enumerate(zip(corrections, grid, strict=True)):
         proposal = correction.proposal
         _draw_mask(axes_row[0], correction.image, proposal.mask)
-        axes_row[0].set_title(f"I = {proposal.indicator:.2f} > γ = {gamma:g}", fontsize=8, color=_INK)
+        axes_row[0].set_title(f"$I$ = {proposal.indicator:.2f} > $\\gamma$ = {gamma:g}", fontsize=8, color=_INK)
         if correction.truth is not None:
             unseen = split.names[correction.truth] in split.unseen
             axes_row[0].set_xlabel(
