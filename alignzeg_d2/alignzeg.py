@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -223,7 +224,9 @@ class AlignZeg(nn.Module):
     @property
     def size_divisibility(self) -> int:
         """Image sides are padded to a multiple of this: both encoders then see whole patches."""
-        return max(self.image_encoder.size_divisibility, round(self.clip_image_encoder.patch_size / self.clip_resolution))
+        return math.lcm(
+            self.image_encoder.size_divisibility, round(self.clip_image_encoder.patch_size / self.clip_resolution)
+        )
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
