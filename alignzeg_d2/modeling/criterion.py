@@ -115,29 +115,31 @@ class Criterion(nn.Module):
             loss_bc. Each is normalised by counts over all processes, so that their mean over processes is what one
             process with the whole batch would compute.
         """
-        matches, costs = self._match(predictions, sem_seg)
-        images = torch.cat([torch.full_like(rows, i) for i, (rows, _) in enumerate(matches)])
-        proposals = torch.cat([rows for rows, _ in matches])
-        labels = torch.cat([classes for _, classes in matches])
+        # Without autocast: sums over thousands of points, and cosines times 100, are too coarse in half precision.
+        with torch.autocast(predictions.mask_logits.device.type, enabled=False):
+            matches, costs = self._match(predictions, sem_seg)
+            images = torch.cat([torch.full_like(rows, i) for i, (rows, _) in enumerate(matches)])
+            proposals = torch.cat([rows for rows, _ in matches])
+            labels = torch.cat([classes for _, classes in matches])
 
-        losses = {"loss_ce": self.weights.ce * self._classification(predictions.class_logits, images, proposals, labels)}
-        bce, dice = self._mask(predictions.mask_logits[images, proposals], sem_seg, images, labels)
-        losses["loss_mask"], losses["loss_dice"] = self.weights.mask * bce, self.weights.dice * dice
-        if self.feature_expansion:
-            permutation, beta = sample_mixing(len(labels), self.mixup_alpha, labels.device)
-            losses["loss_vir"] = self.weights.vir * feature_expansion_loss(
-                predictions.refined_features[images, proposals].float(),
-                labels,
-                prototypes,
-                permutation=permutation,
-                beta=beta,
-                logit_scale=logit_scale,
-                exclude_same_class=self.exclude_same_class,
-            )
-        losses["loss_reg"] = self.weights.reg * diversity_loss(background_prototypes)
-        if predictions.indicator_logits is not None:
-            losses["loss_bc"] = self.weights.bc * self._indicator(predictions.indicator_logits, images, proposals, costs)
-        return losses
+            losses = {"loss_ce": self.weights.ce * self._classification(predictions.class_logits, images, proposals, labels)}
+            bce, dice = self._mask(predictions.mask_logits[images, proposals], sem_seg, images, labels)
+            losses["loss_mask"], losses["loss_dice"] = self.weights.mask * bce, self.weights.dice * dice
+            if self.feature_expansion:
+                permutation, beta = sample_mixing(len(labels), self.mixup_alpha, labels.device)
+                losses["loss_vir"] = self.weights.vir * feature_expansion_loss(
+                    predictions.refined_features[images, proposals].float(),
+                    labels,
+                    prototypes,
+                    permutation=permutation,
+                    beta=beta,
+                    logit_scale=logit_scale,
+                    exclude_same_class=self.exclude_same_class,
+                )
+            losses["loss_reg"] = self.weights.reg * diversity_loss(background_prototypes)
+            if predictions.indicator_logits is not None:
+                losses["loss_bc"] = self.weights.bc * self._indicator(predictions.indicator_logits, images, proposals, costs)
+            return losses
 
     @torch.no_grad()
     def _match(self, predictions: Predictions, sem_seg: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
