@@ -11,9 +11,11 @@ import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import open_clip
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -125,7 +127,8 @@ def _create_from_file(name: str, path: Path) -> open_clip.CLIP:
         raise _quickgelu_error(name, str(path), True)
     try:
         return open_clip.create_model(name, pretrained=str(path)).eval()
-    except RuntimeError as error:  # missing, unexpected or misshapen weights
+    # Missing or misshapen weights (RuntimeError; AssertionError where open_clip resizes position embeddings), or no weights.
+    except (RuntimeError, AssertionError, UnpicklingError, SafetensorError) as error:
         raise ValueError(f"{path} does not hold the weights of {name!r}: {error}") from error
 
 
