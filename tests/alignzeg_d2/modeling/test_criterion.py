@@ -205,6 +205,19 @@ def test_half_precision_predictions_with_overflow_still_match():
     assert 0 not in matches[0][0].tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(dtype):
+    model, sem_seg = predictions(), labels([0, 2], [1, 3])
+    torch.manual_seed(5)
+    plain = criterion()(model, sem_seg, **prototypes())
+    torch.manual_seed(5)
+    with torch.autocast("cpu", dtype=dtype):
+        mixed = criterion()(model, sem_seg, **prototypes())
+    for name in plain:
+        assert mixed[name].dtype == torch.float32
+        assert torch.equal(mixed[name], plain[name]), name
+
+
 def test_diagnostics_go_to_the_event_storage():
     with EventStorage() as storage:
         losses = criterion()(predictions(), labels([0, 2], [1, 3]), **prototypes())
