@@ -3,6 +3,7 @@
     python -m alignzeg_d2.demo
     python -m alignzeg_d2.demo --iterations 3000 --output output/longer
     python -m alignzeg_d2.demo --weights output/demo/model_final.pth
+    python -m alignzeg_d2.demo --with-baseline
 
 Writes into the output folder ``results.json`` (as ``train_net.py`` does, and the oracle's row), ``gamma_sweep.json``,
 the pictures as PNG, and ``report.html``, which holds them all and needs no network.
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
@@ -50,8 +51,9 @@ from zeroshot_d2.trainer import Trainer as ZeroShotTrainer
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = Path(__file__).resolve().parents[1] / "configs" / "demo" / "alignzeg.yaml"
-NUM_EXAMPLES, NUM_CORRECTIONS = 5, 5
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"
+NUM_EXAMPLES = 5
+NUM_MENDED, NUM_SPOILED = 3, 2
 # An example shows the first images of the data set in which unseen classes cover this share of the pixels.
 UNSEEN_SHARE = 0.15
 # Proposals that claim less of their image than this are neither shown nor counted.
@@ -78,17 +80,24 @@ def train_or_load(cfg: CfgNode, weights: str | None) -> tuple[AlignZeg, Results]
 
 @dataclass
 class CorrectionCounts:
-    """Proposals that PBC gave another class, and how many of them had the class of the ground truth."""
+    """Proposals that PBC gave another class: to how many the right one, from how many it took the right one."""
 
     changed: int = 0
-    right_before: int = 0
-    right_after: int = 0
+    mended: int = 0
+    spoiled: int = 0
 
 
 class Gallery(DatasetEvaluator):
     """Keeps what the pictures show: examples, and the proposals that PBC changed. For a single process."""
 
-    def __init__(self, model: AlignZeg, dataset_name: str) -> None:
+    def __init__(self, model: AlignZeg, dataset_name: str, baseline: AlignZeg | None = None) -> None:
+        """
+        Args:
+            model: whose outputs are processed.
+            dataset_name: the data set.
+            baseline: a model in evaluation mode, to be compared with.
+        """
+        self._baseline = baseline
         metadata = MetadataCatalog.get(dataset_name)
         self._split = metadata.class_split
         self._table = metadata.label_table
@@ -98,7 +107,8 @@ class Gallery(DatasetEvaluator):
 
     def reset(self) -> None:
         self.examples: list[Comparison] = []
-        self.corrections: list[Correction] = []
+        self.mended: list[Correction] = []
+        self.spoiled: list[Correction] = []
         self.counts = CorrectionCounts()
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
@@ -106,36 +116,53 @@ class Gallery(DatasetEvaluator):
             truth = read_label(record["sem_seg_file_name"], self._table).astype(np.int64)
             image = read_image(record["file_name"], format="RGB")
             if len(self.examples) < NUM_EXAMPLES and np.isin(truth, self._split.unseen_indices).mean() >= UNSEEN_SHARE:
-                self.examples.append(Comparison(image, truth, self._predictions(output)))
+                self.examples.append(Comparison(image, truth, self._predictions(record, output)))
             if output["proposals"]["class_indicator"] is not None:
                 self._add_corrections(image, truth, output["proposals"])
 
-    def _predictions(self, output: dict[str, Any]) -> dict[str, np.ndarray]:
-        labels = output["sem_seg_labels"] if "sem_seg_labels" in output else output["sem_seg"].argmax(dim=0)
-        ours = {"AlignZeg": labels.cpu().numpy()}
+    def _predictions(self, record: dict[str, Any], output: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Label maps of the columns: the model's, and left of it the baseline's or the model's own without PBC."""
+        ours = _labels(output)
+        if self._baseline is not None:
+            return {"Baseline": _labels(self._baseline([record])[0]), "AlignZeg": ours}
         if output["proposals"]["class_indicator"] is None:
-            return ours
+            return {"AlignZeg": ours}
         uncorrected = segment_with_gamma(
             output["proposals"],
             self._seen,
             OFF,
-            (labels.shape[0], labels.shape[1]),
+            (ours.shape[0], ours.shape[1]),
             background_in_softmax=self._background_in_softmax,
         )
-        return {"Without PBC": uncorrected.cpu().numpy(), **ours}
+        return {"Without PBC": uncorrected.cpu().numpy(), "AlignZeg": ours}
 
     def _add_corrections(self, image: np.ndarray, truth: np.ndarray, proposals: dict[str, Any]) -> None:
-        found = [
-            Correction(image, proposal, class_under_mask(proposal.mask, truth, len(self._split)))
-            for proposal in changed_proposals(proposals, background_in_softmax=self._background_in_softmax)
-            if proposal.weight >= MIN_WEIGHT
-        ]
-        for correction in found:
+        mended, spoiled = [], []
+        for proposal in changed_proposals(proposals, background_in_softmax=self._background_in_softmax):
+            if proposal.weight < MIN_WEIGHT:
+                break  # they come heaviest first
             self.counts.changed += 1
-            self.counts.right_before += correction.proposal.before == correction.truth
-            self.counts.right_after += correction.proposal.after == correction.truth
+            true_class = class_under_mask(proposal.mask, truth, len(self._split))
+            correction = Correction(image, proposal, true_class)
+            if proposal.after == true_class:
+                mended.append(correction)
+            elif proposal.before == true_class:
+                spoiled.append(correction)
+        self.counts.mended += len(mended)
+        self.counts.spoiled += len(spoiled)
         # One per image, so that the pictures differ.
-        self.corrections = sorted([*self.corrections, *found[:1]], key=lambda c: -c.proposal.weight)[:NUM_CORRECTIONS]
+        self.mended = _heaviest([*self.mended, *mended[:1]], NUM_MENDED)
+        self.spoiled = _heaviest([*self.spoiled, *spoiled[:1]], NUM_SPOILED)
+
+
+def _heaviest(corrections: list[Correction], count: int) -> list[Correction]:
+    return sorted(corrections, key=lambda correction: -correction.proposal.weight)[:count]
+
+
+def _labels(output: dict[str, Any]) -> np.ndarray:
+    """(H, W) vocabulary indices, from either form of output."""
+    labels = output["sem_seg_labels"] if "sem_seg_labels" in output else output["sem_seg"].argmax(dim=0)
+    return labels.cpu().numpy()
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -154,16 +181,21 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
     model, results = train_or_load(cfg, args.weights)
     trained_seconds = time.monotonic() - start
+    baseline, baseline_results = train_or_load(_baseline_config(cfg, args), None) if args.with_baseline else (None, {})
 
     logger.info("one more pass over %s for the oracle, the thresholds of PBC and the pictures", dataset_name)
     model.return_proposals = True
-    gallery = Gallery(model, dataset_name)
+    gallery = Gallery(model, dataset_name, baseline.eval() if baseline is not None else None)
     evaluators: list[DatasetEvaluator] = [OracleEvaluator(dataset_name), gallery]
     if model.class_indicator is not None:
         seen = model.seen_mask(MetadataCatalog.get(dataset_name).class_split)
         evaluators.append(GammaSweepEvaluator(dataset_name, seen, background_in_softmax=model.background_in_softmax))
     found = inference_on_dataset(model, DemoTrainer.build_test_loader(cfg, dataset_name), DatasetEvaluators(evaluators))
-    results = {**results, f"{dataset_name} (oracle)": found["sem_seg"]}
+    results = {
+        **results,
+        f"{dataset_name} (oracle)": found["sem_seg"],
+        **{f"{name} (baseline)": numbers for name, numbers in baseline_results.items()},
+    }
     sweep = found.get("gamma_sweep", [])
     output = Path(cfg.OUTPUT_DIR)
     write_json(output / RESULTS_FILE, results)
@@ -172,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
     sections = [
         *_training_section(cfg, output),
-        *_unseen_section(results[dataset_name], sweep, dataset_name, output),
+        *_unseen_section(results, sweep, dataset_name, output),
         *_examples_section(gallery, dataset_name, output),
         *_correction_section(gallery, sweep, cfg, dataset_name, output),
         _next_section(args, output),
@@ -197,32 +229,51 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m alignzeg_d2.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default=str(CONFIG_FILE), help="default: configs/demo/alignzeg.yaml")
+    parser.add_argument("--config-file", default=str(CONFIGS / "alignzeg.yaml"), help="default: configs/demo/alignzeg.yaml")
     parser.add_argument("--output", help="folder of everything that is written; default: the config's OUTPUT_DIR")
     parser.add_argument("--iterations", type=int, help="length of the training; default: the config's SOLVER.MAX_ITER")
     parser.add_argument("--weights", help="a checkpoint to evaluate instead of training")
+    parser.add_argument(
+        "--with-baseline", action="store_true", help="also train the baseline of Table 4 and show it beside AlignZeg"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the config")
     return parser
 
 
 def _config(args: argparse.Namespace) -> CfgNode:
-    options = list(args.opts)
-    if args.iterations is not None:
-        if args.iterations < 1:
-            raise ValueError(f"--iterations must be positive, got {args.iterations}")
-        options += ["SOLVER.MAX_ITER", str(args.iterations)]
+    if args.iterations is not None and args.iterations < 1:
+        raise ValueError(f"--iterations must be positive, got {args.iterations}")
+    options = _options(args)
     if args.output is not None:
         options += ["OUTPUT_DIR", args.output]
     if args.weights is not None:
         options += ["MODEL.WEIGHTS", args.weights]
-    # The pictures and the oracle need a pass of their own, which this file makes.
-    options += ["MODEL.ALIGNZEG.TEST.ORACLE", "False"]
     as_train_net = argparse.Namespace(
         config_file=args.config_file, opts=options, resume=False, eval_only=args.weights is not None
     )
     cfg = setup(as_train_net, add_alignzeg_config)
     check_weights(cfg, as_train_net)
     return cfg
+
+
+def _options(args: argparse.Namespace) -> list[str]:
+    """What the command line overrides in any config."""
+    length = [] if args.iterations is None else ["SOLVER.MAX_ITER", str(args.iterations)]
+    # The oracle has a row of its own, from the pass that the pictures need.
+    return [*args.opts, *length, "MODEL.ALIGNZEG.TEST.ORACLE", "False"]
+
+
+def _baseline_config(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """The baseline of Table 4 with the options, device and seed of ``cfg``; logging is set up already."""
+    baseline = get_cfg()
+    add_alignzeg_config(baseline)
+    baseline.merge_from_file(str(CONFIGS / "ablation" / "baseline.yaml"))
+    output = Path(cfg.OUTPUT_DIR) / "baseline"
+    output.mkdir(parents=True, exist_ok=True)
+    baseline.merge_from_list(_options(args))
+    baseline.merge_from_list(["OUTPUT_DIR", str(output), "MODEL.DEVICE", cfg.MODEL.DEVICE, "SEED", cfg.SEED])
+    baseline.freeze()
+    return baseline
 
 
 # ---- the report ----
@@ -282,11 +333,14 @@ def _training_section(cfg: CfgNode, output: Path) -> list[Section]:
     return [Section("What training sees", pictures=[Picture(path, caption, "labels of a training image", 24)])]
 
 
-def _unseen_section(result: dict[str, Any], sweep: list[dict[str, Any]], dataset_name: str, output: Path) -> list[Section]:
+def _unseen_section(results: Results, sweep: list[dict[str, Any]], dataset_name: str, output: Path) -> list[Section]:
     split = MetadataCatalog.get(dataset_name).class_split
-    models = {"AlignZeg": result["IoU"]}
-    if sweep:
-        models = {"without PBC": sweep[-1]["IoU"], **models}
+    models = {}
+    if f"{dataset_name} (baseline)" in results:
+        models["Baseline"] = results[f"{dataset_name} (baseline)"]["IoU"]
+    elif sweep:
+        models["Without PBC"] = sweep[-1]["IoU"]
+    models["AlignZeg"] = results[dataset_name]["IoU"]
     path = output / "unseen_iou.png"
     save_figure(unseen_iou_figure(models, split.unseen), path)
     caption = "IoU of each unseen class on the validation images, and the mean, mIoU(U), as a dashed line (as Fig. 5)."
@@ -329,15 +383,17 @@ def _correction_section(
     if counts.changed:
         paragraphs.append(
             f"At γ = {gamma:g} the correction gave another class to {counts.changed} proposals that claim at least "
-            f"{MIN_WEIGHT:.0%} of their image. Before, {counts.right_before} of them had the class of the ground truth; "
-            f"after, {counts.right_after}."
+            f"{MIN_WEIGHT:.0%} of their image: the right one to {counts.mended} of them, instead of the right one to "
+            f"{counts.spoiled}, and one wrong class instead of another to {counts.changed - counts.mended - counts.spoiled}."
         )
-    if gallery.corrections:
+    corrections = [*gallery.mended, *gallery.spoiled]
+    if corrections:
         path = output / "corrections.png"
-        save_figure(corrections_figure(gallery.corrections, metadata.class_split, gamma=gamma), path)
+        save_figure(corrections_figure(corrections, metadata.class_split, gamma=gamma), path)
         caption = (
-            "The changed proposals that claim most of their image, one per image, right or wrong: the mask, the class "
-            "indicator I, and the probabilities before and after (as Fig. 3 of the supplement). A tick marks the true class."
+            f"Changed proposals: among those that became right, the {len(gallery.mended)} that claim most of their image, and "
+            f"the {len(gallery.spoiled)} among those that became wrong; one per image. Mask, class indicator I, and "
+            "the probabilities before and after (as Fig. 3 of the supplement). A tick marks the true class."
         )
         pictures.append(Picture(path, caption, "proposals before and after the correction", 52))
     return [Section("Predictive Bias Correction", paragraphs, pictures)]
@@ -351,7 +407,7 @@ def _next_section(args: argparse.Namespace, output: Path) -> Section:
         commands=[
             f"python train_net.py --config-file configs/demo/alignzeg.yaml --eval-only MODEL.WEIGHTS {weights}",
             "python -m alignzeg_d2.demo --iterations 3000 --output output/longer",
-            "python -m alignzeg_d2.demo --config-file configs/demo/ablation/baseline.yaml",
+            "python -m alignzeg_d2.demo --with-baseline",
         ],
     )
 

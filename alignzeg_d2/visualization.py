@@ -100,9 +100,13 @@ def draw_labels(
         split: the K classes.
         font_size: of the names, in points.
         min_share: regions below this share of the image get no name.
-        ignored_name: what to write into ignored regions.
+        ignored_name: what to write into ignored regions, which then are paled as well.
     """
-    show_image(axes, blend_labels(image, label, colors, alpha=alpha))
+    blended = blend_labels(image, label, colors, alpha=alpha)
+    if ignored_name:
+        ignored = (label < 0) | (label >= len(split))
+        blended[ignored] = _paled(blended[ignored])
+    show_image(axes, blended)
     axes.add_collection(
         LineCollection(_borders(label), colors="white", linewidths=0.9, alpha=0.9, capstyle="projecting"), autolim=False
     )
@@ -119,6 +123,11 @@ def show_image(axes: Axes, image: ImageArray) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _paled(pixels: npt.NDArray[Any]) -> ImageArray:
+    """(..., 3) -> the same in faint greys."""
+    return np.rint(0.3 * pixels.mean(axis=-1, keepdims=True) + 0.7 * np.full(3, 255)).astype(np.uint8)
 
 
 def _borders(label: LabelArray) -> FloatArray:
@@ -292,10 +301,9 @@ def comparison_figure(
     heights = [row.image.shape[0] / row.image.shape[1] for row in rows]
     legend_columns = max(1, round(panel * len(headings) / 1.9))
     legend_height = 0.19 * -(-len(present) // legend_columns) + 0.1
-    figure = _new_figure(
-        panel * len(headings), panel * sum(heights) + (0.22 * len(rows) if has_truth else 0) + 0.2 + legend_height
-    )
-    grid = figure.subplots(len(rows), len(headings), squeeze=False, gridspec_kw={"height_ratios": heights})
+    row_heights = [(panel - 0.1) * height + (0.2 if has_truth else 0.04) for height in heights]
+    figure = _new_figure(panel * len(headings), sum(row_heights) + 0.25 + legend_height)
+    grid = figure.subplots(len(rows), len(headings), squeeze=False, height_ratios=heights)
     for row, axes_row in zip(rows, grid, strict=True):
         show_image(axes_row[0], row.image)
         panels = [*([] if row.truth is None else [row.truth]), *row.predictions.values()]
@@ -569,8 +577,7 @@ def _draw_mask(axes: Axes, image: ImageArray, mask: FloatArray) -> None:
     """The image, grey and pale outside of the mask, whose border is drawn."""
     zoomed = _zoom(mask, image.shape[:2])
     inside = zoomed[..., None]
-    grey = image.mean(axis=2, keepdims=True) * 0.5 + 255 * 0.5
-    show_image(axes, np.rint(inside * image + (1 - inside) * grey).astype(np.uint8))
+    show_image(axes, np.rint(inside * image + (1 - inside) * _paled(image)).astype(np.uint8))
     axes.add_collection(
         LineCollection(_borders((zoomed > 0.5).astype(int)), colors=UNSEEN_COLOR, linewidths=1.2, capstyle="projecting"),
         autolim=False,
