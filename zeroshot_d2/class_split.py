@@ -41,8 +41,10 @@ class ClassSplit:
     Args:
         names: display names in vocabulary order; index k of any score map means ``names[k]``.
         unseen: those names that a model must not be trained on.
-        prompts: the text that goes into the templates, one per name; synonyms are separated by ``|``. Empty:
-            the names themselves.
+        prompts: the text that goes into the templates, one per name; synonyms are separated by ``|``, and the
+            prototype of a class is the mean over them. Empty: the names themselves.
+        aliases: what other data sets call each class ("sofa" is "couch" elsewhere), one per name, separated by ``|``,
+            possibly empty; never embedded, only asked by :meth:`trained_mask`.
 
     Raises:
         ValueError: the vocabulary is empty or has a name twice; an unseen name is not in it; prompts do not
@@ -52,10 +54,12 @@ class ClassSplit:
     names: tuple[str, ...]
     unseen: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("names", "unseen", "prompts"):
             object.__setattr__(self, field, _as_texts(getattr(self, field), field))
+        object.__setattr__(self, "aliases", tuple(self.aliases) or ("",) * len(self.names))
         if not self.names:
             raise ValueError("ClassSplit.names is empty: a vocabulary needs at least one class name")
         for field in ("names", "unseen"):
@@ -64,9 +68,7 @@ class ClassSplit:
                 raise ValueError(f"ClassSplit.{field} lists {twice} more than once: give each class a name of its own")
         unknown = [name for name in self.unseen if name not in set(self.names)]
         if unknown:
-            raise ValueError(
-                f"unseen classes {unknown} are not among the {len(self.names)} class names: {self._excerpt()}"
-            )
+            raise ValueError(f"unseen classes {unknown} are not among the {len(self.names)} class names: {self._excerpt()}")
         if not self.prompts:
             object.__setattr__(self, "prompts", self.names)
         if len(self.prompts) != len(self.names):
@@ -74,6 +76,8 @@ class ClassSplit:
                 f"{len(self.prompts)} prompts for {len(self.names)} names: give one prompt per name "
                 "(synonyms separated by '|'), or none at all"
             )
+        if len(self.aliases) != len(self.names):
+            raise ValueError(f"{len(self.aliases)} aliases for {len(self.names)} names: give one per name, or none at all")
         for name, synonyms in zip(self.names, self.synonyms, strict=True):
             if not synonyms:
                 raise ValueError(f"the prompt of class {name!r} holds no text besides '|'")
@@ -126,6 +130,7 @@ class ClassSplit:
             names=names,
             unseen=tuple(name for name in names if name in unseen),
             prompts=tuple(self.prompts[k] for k in kept),
+            aliases=tuple(self.aliases[k] for k in kept),
         )
 
     def only_seen(self) -> ClassSplit:
@@ -147,17 +152,18 @@ class ClassSplit:
     def trained_mask(self, trained: Collection[str]) -> BoolArray:
         """(K,) bool, True where a model trained on the classes ``trained`` already knows the class.
 
-        A class counts as known when its name or one of its prompt synonyms is in ``trained``; upper and lower
-        case, and spaces and underscores, do not matter. This is what bias correction (Eq. 7 of AlignZeg) uses
-        on a foreign data set.
+        A class counts as known when its name, one of its prompt synonyms or one of its aliases is in
+        ``trained``; upper and lower case, and spaces and underscores, do not matter. This is what bias
+        correction (Eq. 7 of AlignZeg) uses on a foreign data set.
         """
         if isinstance(trained, str):
             raise ValueError(f"`trained` must be a collection of class names, got the string {trained!r}")
         known = {_comparable(name) for name in trained}
+        texts = zip(self.names, self.synonyms, self.aliases, strict=True)
         return np.array(
             [
-                not known.isdisjoint({_comparable(name), *map(_comparable, synonyms)})
-                for name, synonyms in zip(self.names, self.synonyms, strict=True)
+                not known.isdisjoint(map(_comparable, (name, *synonyms, *filter(None, aliases.split("|")))))
+                for name, synonyms, aliases in texts
             ],
             dtype=np.bool_,
         )

@@ -44,6 +44,16 @@ def test_trained_by_name_by_synonym_and_never_by_substring():
     assert not s.trained_mask([]).any()
 
 
+def test_aliases_count_as_trained_but_are_no_prompts():
+    s = ClassSplit(["sofa", "cat"], unseen=["sofa"], aliases=["couch|settee", ""])
+    assert s.prompts == ("sofa", "cat")
+    np.testing.assert_array_equal(s.trained_mask(["Couch"]), [True, False])
+    assert not s.trained_mask([""]).any()
+    assert s.only_unseen().aliases == ("couch|settee",) and ClassSplit(["a"]).aliases == ("",)
+    with pytest.raises(ValueError, match="1 aliases for 2 names"):
+        ClassSplit(["sofa", "cat"], aliases=["couch"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

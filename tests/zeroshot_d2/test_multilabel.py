@@ -59,7 +59,7 @@ def test_saved_columns_are_mapped_and_equal(tmp_path):
     made = columns()
     made.save(tmp_path / "labels.npz")
     opened = LabelColumns.open(tmp_path / "labels.npz")
-    assert opened.class_ids == made.class_ids and isinstance(opened.classes, np.memmap)
+    assert opened.class_ids == made.class_ids and isinstance(opened.classes.base, np.memmap)
     for array in ("path_bytes", "path_ends", "row_ends", "classes", "signs"):
         np.testing.assert_array_equal(getattr(opened, array), getattr(made, array))
         np.testing.assert_array_equal(np.load(tmp_path / "labels.npz")[array], getattr(made, array))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -81,6 +81,7 @@ def load_class_list(name: str) -> ClassList:
             names=tuple(entry["name"] for entry in classes),
             unseen=tuple(content["unseen"]),
             prompts=tuple(entry.get("prompt", entry["name"]) for entry in classes),
+            aliases=tuple(entry.get("aliases", "") for entry in classes),
         ),
         source=content["source"],
         class_ids=tuple(entry.get("id", entry["name"]) for entry in classes),
@@ -204,7 +205,7 @@ def _build_sem_seg_metadata(dataset: BuiltinSemSeg) -> dict[str, Any]:
     classes = load_class_list(dataset.class_list)
     split = classes.split
     if dataset.protocol == "cross-dataset" or dataset.name.endswith("_train_all"):
-        split = ClassSplit(split.names, prompts=split.prompts)  # nothing is unseen where all is trained, or all is foreign
+        split = replace(split, unseen=())  # nothing is unseen where all is trained, or all is foreign
     return sem_seg_metadata(
         dataset.name, split, dataset.vocabulary, classes.label_values, classes.ignore_values, dataset.protocol
     )
@@ -287,8 +288,7 @@ def _multilabel_classes(dataset: BuiltinMultiLabel) -> tuple[ClassSplit, tuple[s
     if not dataset.only_unseen_classes:
         return classes.split, classes.class_ids
     kept = classes.split.unseen_indices
-    part = classes.split.only_unseen()
-    return ClassSplit(part.names, prompts=part.prompts), tuple(classes.class_ids[k] for k in kept)
+    return replace(classes.split.only_unseen(), unseen=()), tuple(classes.class_ids[k] for k in kept)
 
 
 def load_multilabel(dataset: BuiltinMultiLabel) -> MultiLabelDataset:
