@@ -40,7 +40,6 @@ from alignzeg_d2.visualization import (
     comparison_figure,
     corrections_figure,
     gamma_figure,
-    label_figure,
     save_figure,
     unseen_iou_figure,
 )
@@ -324,13 +323,13 @@ def _training_section(cfg: CfgNode, output: Path) -> list[Section]:
         return []
     image = read_image(record["file_name"], format="RGB")
     path = output / "training_labels.png"
-    figure = label_figure(image, label, metadata.class_split, metadata.stuff_colors, ignored_name="no label")
-    save_figure(figure, path)
+    row = Comparison(image, None, {"Labels in training": label})
+    save_figure(comparison_figure([row], metadata.class_split, metadata.stuff_colors, ignored_name="no label"), path)
     caption = (
-        "A training image with its labels: the part without a colour shows an unseen class. The network sees these pixels, "
+        "A training image with its labels: the grey part shows an unseen class. The network sees these pixels, "
         "but is told neither their class nor that there is one."
     )
-    return [Section("What training sees", pictures=[Picture(path, caption, "labels of a training image", 24)])]
+    return [Section("What training sees", pictures=[Picture(path, caption, "a training image and its labels", 32)])]
 
 
 def _unseen_section(results: Results, sweep: list[dict[str, Any]], dataset_name: str, output: Path) -> list[Section]:
@@ -391,8 +390,8 @@ def _correction_section(
         path = output / "corrections.png"
         save_figure(corrections_figure(corrections, metadata.class_split, gamma=gamma), path)
         caption = (
-            f"Changed proposals: among those that became right, the {len(gallery.mended)} that claim most of their image, and "
-            f"the {len(gallery.spoiled)} among those that became wrong; one per image. Mask, class indicator I, and "
+            f"Proposals that became right ({len(gallery.mended)}) or wrong ({len(gallery.spoiled)}): of either kind those that "
+            "claim most of their image, one per image. Mask, class indicator I, and "
             "the probabilities before and after (as Fig. 3 of the supplement). A tick marks the true class."
         )
         pictures.append(Picture(path, caption, "proposals before and after the correction", 52))

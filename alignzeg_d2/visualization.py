@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from scipy import ndimage
@@ -108,7 +109,8 @@ def draw_labels(
         blended[ignored] = _paled(blended[ignored])
     show_image(axes, blended)
     axes.add_collection(
-        LineCollection(_borders(label), colors="white", linewidths=0.9, alpha=0.9, capstyle="projecting"), autolim=False
+        LineCollection(list(_borders(label)), colors="white", linewidths=0.9, alpha=0.9, capstyle="projecting"),
+        autolim=False,
     )
     regions = np.where((label >= 0) & (label < len(split)), label, len(split))
     for k, row, column in _name_positions(regions, len(split) + bool(ignored_name), min_share):
@@ -205,9 +207,8 @@ def _classes_of(label: LabelArray, num_classes: int) -> set[int]:
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.03, wspace=0.0, hspace=0.0)
-    return figure
+    layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.03, wspace=0.0, hspace=0.0)
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def _finish(figure: Figure) -> Figure:
@@ -269,7 +270,13 @@ class Comparison:
 
 
 def comparison_figure(
-    rows: Sequence[Comparison], split: ClassSplit, colors: Colors, *, panel: float = 2.5, alpha: float = 0.6
+    rows: Sequence[Comparison],
+    split: ClassSplit,
+    colors: Colors,
+    *,
+    panel: float = 2.5,
+    alpha: float = 0.7,
+    ignored_name: str = "",
 ) -> Figure:
     """Image | ground truth | predictions, a row per image (Fig. 7).
 
@@ -281,6 +288,7 @@ def comparison_figure(
         colors: (K) RGB, 0-255.
         panel: width of a panel in inches.
         alpha: weight of the colours.
+        ignored_name: as for :func:`draw_labels`.
 
     Raises:
         ValueError: there is no row, or the rows differ in their columns.
@@ -308,7 +316,7 @@ def comparison_figure(
         show_image(axes_row[0], row.image)
         panels = [*([] if row.truth is None else [row.truth]), *row.predictions.values()]
         for label, axes in zip(panels, axes_row[1:], strict=True):
-            draw_labels(axes, row.image, label, split, colors, alpha=alpha, font_size=2.8 * panel)
+            draw_labels(axes, row.image, label, split, colors, alpha=alpha, font_size=2.8 * panel, ignored_name=ignored_name)
         if row.truth is not None:
             labelled = (row.truth >= 0) & (row.truth < len(split))
             for label, axes in zip(row.predictions.values(), axes_row[2:], strict=True):
@@ -579,7 +587,9 @@ def _draw_mask(axes: Axes, image: ImageArray, mask: FloatArray) -> None:
     inside = zoomed[..., None]
     show_image(axes, np.rint(inside * image + (1 - inside) * _paled(image)).astype(np.uint8))
     axes.add_collection(
-        LineCollection(_borders((zoomed > 0.5).astype(int)), colors=UNSEEN_COLOR, linewidths=1.2, capstyle="projecting"),
+        LineCollection(
+            list(_borders((zoomed > 0.5).astype(int))), colors=UNSEEN_COLOR, linewidths=1.2, capstyle="projecting"
+        ),
         autolim=False,
     )
 
