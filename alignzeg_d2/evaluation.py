@@ -222,15 +222,12 @@ def oracle_prediction(mask_logits: Tensor, truth: npt.NDArray[np.int64], num_cla
     present = present[present < num_classes]
     if present.numel() == 0:
         return np.full_like(truth, num_classes)
-    slot = torch.full((num_classes + 1,), len(present), device=labels.device)  # class -> row; the last row: ignored pixels
-    slot[present] = torch.arange(len(present), device=labels.device)
-    region = slot[labels].reshape(-1)  # (H*W,)
+    regions = (labels == present[:, None, None]).float()  # (C, H, W), C classes in the image
 
-    scores = torch.zeros(len(present), height, width, device=labels.device)
+    scores = torch.zeros_like(regions)
     for masks in _masks_at(mask_logits, (height, width)):
-        overlap = torch.zeros(len(masks), len(present) + 1, device=labels.device)
-        overlap.index_add_(1, region, masks.flatten(1))
-        scores.index_add_(0, overlap[:, :-1].argmax(dim=1), masks)
+        overlap = masks.flatten(1) @ regions.flatten(1).T  # (<= 8, C)
+        scores.index_add_(0, overlap.argmax(dim=1), masks)
     return present[scores.argmax(dim=0)].cpu().numpy()
 
 

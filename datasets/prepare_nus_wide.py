@@ -30,13 +30,13 @@ def find(root: Path, name: str) -> Path:
     """The file or folder ``name`` at most two folders below ``root``: the archives are unpacked in different ways.
 
     Raises:
-        FileNotFoundError: there is none, or several.
+        FileNotFoundError: there is none, or several that differ.
     """
     found = [path for pattern in (name, f"*/{name}", f"*/*/{name}") for path in sorted(root.glob(pattern))]
     if not found:
         raise FileNotFoundError(f"{name} not found in {root} or two folders below it (see datasets/README.md)")
-    if len(found) > 1:
-        raise FileNotFoundError(f"{name} is there more than once: {', '.join(map(str, found))}; keep one")
+    if len(found) > 1 and not (found[0].is_file() and len({path.read_bytes() for path in found}) == 1):
+        raise FileNotFoundError(f"{name} is there more than once, and differs: {', '.join(map(str, found))}; keep one")
     return found[0]
 
 

@@ -320,6 +320,8 @@ def test_nus_wide_downloads_that_are_wrong(root):
     with pytest.raises(ValueError, match="1 images of TrainImagelist.txt are not in Imagelist.txt"):
         prepare.convert(nus)
     (nus / "copy").mkdir()
+    (nus / "copy/TagList1k.txt").write_bytes((nus / "TagList1k.txt").read_bytes())
+    assert prepare.find(nus, "TagList1k.txt").is_file()  # a second copy does no harm
     (nus / "copy/Imagelist.txt").write_text("")
     with pytest.raises(FileNotFoundError, match="more than once"):
         prepare.convert(nus)
