@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from zeroshot_d2.class_split import ClassSplit
+from zeroshot_d2.datasets.multilabel import register_multilabel
 from zeroshot_d2.datasets.sem_seg import Vocabulary, register_sem_seg
 from zeroshot_d2.label_embeddings import cache_directory
 
@@ -64,6 +65,7 @@ SPLIT = ClassSplit(names=THINGS + STUFF, unseen=UNSEEN)
 # The registered sets. Nothing was ever tuned on HELD_OUT_SEED.
 TRAIN_SEED, VAL_SEED, HELD_OUT_SEED = 1, 2, 20261124
 NUM_TRAIN, NUM_VAL = 4000, 400
+NUM_TRAIN_MULTILABEL, NUM_TEST_MULTILABEL = 3000, 1000
 
 
 @dataclass(frozen=True)
@@ -292,8 +294,35 @@ def register_demo_world(
     )
 
 
+def register_demo_world_multilabel(
+    name: str,
+    seed: int,
+    num_images: int,
+    *,
+    vocabulary: Vocabulary = "all",
+    size: int = 64,
+    num_objects: tuple[int, int] = (3, 5),
+) -> None:
+    """Register ``num_images`` images of the world ``seed`` with image-level labels: the classes that are visible.
+
+    Args as for :func:`register_demo_world`; labels of classes outside ``vocabulary`` are left out.
+    """
+
+    def labels() -> dict[str, list[str]]:
+        records = render_files(seed, num_images, size=size, num_objects=num_objects)
+        return {
+            record["file_name"]: [SPLIT.names[k] for k in np.unique(np.asarray(Image.open(record["sem_seg_file_name"])))]
+            for record in records
+        }
+
+    register_multilabel(name, SPLIT, "", labels, vocabulary=vocabulary)
+
+
 def register_builtin() -> None:
-    """Register demo_world_{train_seen, train_all, val, val_unseen, held_out}; a second call changes nothing."""
+    """Register the sets of both systems; a second call changes nothing.
+
+    demo_world_{train_seen, train_all, val, val_unseen, held_out} and demo_world_multilabel_{train, test, held_out}.
+    """
     if "demo_world_train_seen" in DatasetCatalog.list():
         return
     register_demo_world("demo_world_train_seen", TRAIN_SEED, NUM_TRAIN, vocabulary="seen")
@@ -301,3 +330,6 @@ def register_builtin() -> None:
     register_demo_world("demo_world_val", VAL_SEED, NUM_VAL)
     register_demo_world("demo_world_val_unseen", VAL_SEED, NUM_VAL, vocabulary="unseen")
     register_demo_world("demo_world_held_out", HELD_OUT_SEED, NUM_VAL)
+    register_demo_world_multilabel("demo_world_multilabel_train", TRAIN_SEED, NUM_TRAIN_MULTILABEL, vocabulary="seen")
+    register_demo_world_multilabel("demo_world_multilabel_test", VAL_SEED, NUM_TEST_MULTILABEL)
+    register_demo_world_multilabel("demo_world_multilabel_held_out", HELD_OUT_SEED, NUM_TEST_MULTILABEL)
