@@ -382,16 +382,16 @@ def _correction_section(
     if counts.changed:
         paragraphs.append(
             f"At γ = {gamma:g} the correction gave another class to {counts.changed} proposals that claim at least "
-            f"{MIN_WEIGHT:.0%} of their image: the right one to {counts.mended} of them, instead of the right one to "
-            f"{counts.spoiled}, and one wrong class instead of another to {counts.changed - counts.mended - counts.spoiled}."
+            f"{MIN_WEIGHT:.0%} of their image: {counts.mended} became right, {counts.spoiled} became wrong, and "
+            f"{counts.changed - counts.mended - counts.spoiled} were wrong before and after."
         )
     corrections = [*gallery.mended, *gallery.spoiled]
     if corrections:
         path = output / "corrections.png"
         save_figure(corrections_figure(corrections, metadata.class_split, gamma=gamma), path)
         caption = (
-            f"Proposals that became right ({len(gallery.mended)}) or wrong ({len(gallery.spoiled)}): of either kind those that "
-            "claim most of their image, one per image. Mask, class indicator I, and "
+            f"{len(gallery.mended)} proposals that became right and {len(gallery.spoiled)} that became wrong, of each "
+            "those that claim most of their image, one per image. Mask, class indicator I, and "
             "the probabilities before and after (as Fig. 3 of the supplement). A tick marks the true class."
         )
         pictures.append(Picture(path, caption, "proposals before and after the correction", 52))

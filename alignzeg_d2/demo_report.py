@@ -33,13 +33,15 @@ dl { max-width: 46rem; margin: .5rem 0; font-size: .9rem; }
 dt { font-weight: 600; margin-top: .4rem; }
 dd { margin: 0; }
 pre { background: #f5f6f8; padding: .7rem .9rem; overflow-x: auto; font-size: .85rem; border-radius: .3rem; }
-@media (max-width: 45rem) { figure.wide img { width: 46rem; max-width: none; } }
+figure.wide img { min-width: 40rem; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   figure, table, tr { break-inside: avoid; }
   h2 { break-after: avoid; }
   .scroll { overflow: visible; }
-  figure img, figure.wide img { width: auto; max-width: 100%; max-height: 23cm; margin: 0 auto; }
+  figure img, figure.wide img { width: auto; min-width: 0; max-width: 100%; max-height: 20cm; }
+  table { font-size: 8pt; }
+  th, td { padding: .2rem .45rem; }
   pre { white-space: pre-wrap; }
 }
 """

@@ -38,6 +38,7 @@ Colors = Sequence[tuple[int, int, int]]
 
 UNSEEN_COLOR = "#b3122b"
 STAR = "★"
+_NAMING_SIDE = 400  # places for names are looked for at about this resolution; a photograph would take seconds
 _INK, _MUTED, _GRID = "#22262b", "#6b7480", "#dde1e6"
 # Okabe and Ito's palette, which colour-blind readers can tell apart; grey first, for the baseline.
 _SERIES_COLORS = ("#a7afb9", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
@@ -147,6 +148,8 @@ def _borders(label: LabelArray) -> FloatArray:
 def _name_positions(label: LabelArray, num_classes: int, min_share: float) -> list[tuple[int, float, float]]:
     """(class, row, column) where names have most room: one per class, and one per further large region of it."""
     positions = []
+    step = max(1, max(label.shape) // _NAMING_SIDE)
+    label = label[::step, ::step]
     for k in np.unique(label):
         if not 0 <= k < num_classes:
             continue
@@ -160,7 +163,7 @@ def _name_positions(label: LabelArray, num_classes: int, min_share: float) -> li
             # Names are wide: clearance to the left and right counts half.
             clearance = ndimage.distance_transform_edt(inside, sampling=(1.0, 0.5))
             row, column = np.unravel_index(clearance.argmax(), clearance.shape)
-            positions.append((int(k), float(row) - 1, float(column) - 1))
+            positions.append((int(k), step * (float(row) - 1), step * (float(column) - 1)))
     return positions
 
 

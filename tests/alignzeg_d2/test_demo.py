@@ -132,6 +132,15 @@ def test_a_model_without_pbc_gets_a_shorter_report(datasets: None, tmp_path: Pat
     assert not (tmp_path / "gamma_sweep.json").exists()
 
 
+def test_a_baseline_stands_beside_it_on_request(datasets: None, tmp_path: Path):
+    report = main(["--with-baseline", "--output", str(tmp_path), "--iterations", "1", *OPTIONS])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["test_demo_val (baseline)"]["protocol"] == "GZS3"
+    alone = json.loads((tmp_path / "baseline" / "results.json").read_text())
+    assert results["test_demo_val (baseline)"] == alone["test_demo_val"]
+    assert "test_demo_val (baseline)" in Page(report.read_text(encoding="utf-8")).text
+
+
 def test_wrong_arguments_are_named(datasets: None, tmp_path: Path):
     with pytest.raises(ValueError, match="--iterations.*0"):
         main(["--iterations", "0", "--output", str(tmp_path), *OPTIONS])

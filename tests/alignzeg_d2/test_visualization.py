@@ -85,6 +85,15 @@ def test_names_stand_in_their_regions_and_unseen_ones_are_marked(image, label):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "★ dog"]
 
 
+def test_names_stand_in_their_regions_of_a_photograph():
+    label = np.zeros((1300, 2000), dtype=np.int64)
+    label[700:, 1500:] = 1
+    figure = label_figure(np.zeros((1300, 2000, 3), dtype=np.uint8), label, SPLIT, COLORS)
+    for name, k in (("cat", 0), ("★ dog", 1)):
+        column, row = names_in(figure)[name].get_position()
+        assert label[round(row), round(column)] == k
+
+
 def test_ignored_regions_are_named_only_on_request(image, label):
     label[:, :30] = IGNORED
     assert set(names_in(label_figure(image, label, SPLIT, COLORS))) == {"★ dog"}
