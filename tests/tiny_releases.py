@@ -6,6 +6,7 @@ prepare script, runs it. Images are 64 x 48 pixels and come as colour, grey and 
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import sys
@@ -18,6 +19,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
+
+from zeroshot_d2.datasets.builtin import load_class_list
 
 REPOSITORY = Path(__file__).parents[1]
 HEIGHT, WIDTH = 48, 64
@@ -147,3 +150,62 @@ def ade20k_847(root: Path) -> None:
     colours[..., 0], colours[..., 1] = values // 256 * 10, values % 256
     Image.fromarray(colours).save(place / "ADE_val_00000001_seg.png")
     prepare_script("prepare_ade20k_847").convert(release, release / "ade20k_847", "validation", short_side=HEIGHT // 2)
+
+
+def nus_wide_files(root: Path) -> Path:
+    """The official text files for four images, with their quirks: CRLF, back-slashes, trailing tabs and spaces."""
+    split = load_class_list("nus_wide").split
+    concepts = list(split.unseen)
+    # 1000 tags: 925 that are no concepts and 75 that are, in an order of their own
+    shared_tags = [c for c in concepts if c not in ("whales", "map", "computer", "tattoo", "swimmers", "fire")]
+    tags = [*shared_tags[:40], *split.seen, *shared_tags[40:]]
+    assert len(tags) == 1000
+    nus = root / "nus_wide"
+    images = ["actor\\0001_1.jpg", "zoo\\0002_2.jpg", "actor\\0003_3.jpg", "lost\\0004_4.jpg"]
+    for i, image in enumerate(images[:3]):
+        save_photo(nus / "Flickr" / image.replace("\\", "/"), i)
+    files = {
+        "ImageList/Imagelist.txt": "\r\n".join(images) + "\r\n",
+        "ImageList/TrainImagelist.txt": "\n".join(images[::2]) + "\n",
+        "ImageList/TestImagelist.txt": "\ufeff" + "\r\n".join(images[1::2]) + "\r\n\r\n",
+        "TagList1k.txt": "\r\n".join(tags) + "\r\n",
+        "ConceptsList/Concepts81.txt": " \n".join(concepts) + "\n",
+    }
+    present_tags = [[split.seen[0], shared_tags[0]], [split.seen[3]], [split.seen[924]], []]
+    rows = ["\t".join(str(int(tag in present)) for tag in tags) + "\t" for present in present_tags]
+    files["NUS_WID_Tags/AllTags1k.txt"] = "\n".join(rows) + "\n"
+    for concept in concepts:
+        bits = {"airport": "1\n0\n0\n0\n", "zebra": "0\n1\n0\n1\n"}.get(concept, "0\n0\n0\n0\n")
+        files[f"Groundtruth/AllLabels/Labels_{concept}.txt"] = bits
+    for path, text in files.items():
+        write_text(nus / path, text)
+    return nus
+
+
+def nus_wide(root: Path) -> None:
+    prepare_script("prepare_nus_wide").convert(nus_wide_files(root))
+
+
+def open_images_files(root: Path, part: str = "test") -> Path:
+    """One part of the release: three images, one of them without a file, one label outside the 7,586 classes."""
+    split, ids = load_class_list("open_images_v4").split, load_class_list("open_images_v4").class_ids
+    seen, unseen = ids[0], ids[list(split.names).index(split.unseen[0])]
+    folder = root / "open_images_v4"
+    for i, image in enumerate(("000026e7ee790996", "fffffb0000000001")):
+        save_photo(folder / part / f"{image}.jpg", i)
+    rows = [
+        ["ImageID", "Source", "LabelName", "Confidence"],
+        ["fffffb0000000001", "verification", seen, "1"],
+        ["000026e7ee790996", "verification", unseen, "1"],
+        ["000026e7ee790996", "crowdsource-verification", seen, "0"],
+        ["000026e7ee790996", "verification", "/m/outside", "1"],
+        ["00000000000000aa", "verification", seen, "1"],
+    ]
+    with open(folder / f"{part}-annotations-human-imagelabels.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def open_images(root: Path) -> None:
+    for part in ("train", "validation", "test"):
+        prepare_script("prepare_open_images_v4").convert(open_images_files(root, part), part)

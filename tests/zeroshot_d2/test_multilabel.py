@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_releases
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, get_detection_dataset_dicts
 from tiny_releases import prepare_script as script
 
@@ -235,46 +236,13 @@ def test_bad_registrations_are_named(tmp_path, name, caplog):
 
 
 # ----------------------------------------------------------------------------------------------------- NUS-WIDE
-def nus_wide_release(root: Path) -> Path:
-    """The official text files for four images, with their quirks: CRLF, back-slashes, trailing tabs and spaces."""
-    split = load_class_list("nus_wide").split
-    concepts = list(split.unseen)
-    # 1000 tags: 925 that are no concepts and 75 that are, in an order of their own
-    shared_tags = [c for c in concepts if c not in ("whales", "map", "computer", "tattoo", "swimmers", "fire")]
-    tags = [*shared_tags[:40], *split.seen, *shared_tags[40:]]
-    assert len(tags) == 1000
-    nus = root / "nus_wide"
-    images = ["actor\\0001_1.jpg", "zoo\\0002_2.jpg", "actor\\0003_3.jpg", "lost\\0004_4.jpg"]
-    for image in images[:3]:
-        photo = nus / "Flickr" / image.replace("\\", "/")
-        photo.parent.mkdir(parents=True, exist_ok=True)
-        photo.write_bytes(b"")
-    files = {
-        "ImageList/Imagelist.txt": "\r\n".join(images) + "\r\n",
-        "ImageList/TrainImagelist.txt": "\n".join(images[::2]) + "\n",
-        "ImageList/TestImagelist.txt": "\ufeff" + "\r\n".join(images[1::2]) + "\r\n\r\n",
-        "TagList1k.txt": "\r\n".join(tags) + "\r\n",
-        "ConceptsList/Concepts81.txt": " \n".join(concepts) + "\n",
-    }
-    present_tags = [[split.seen[0], shared_tags[0]], [split.seen[3]], [split.seen[924]], []]
-    rows = ["\t".join(str(int(tag in present)) for tag in tags) + "\t" for present in present_tags]
-    files["NUS_WID_Tags/AllTags1k.txt"] = "\n".join(rows) + "\n"
-    for concept in concepts:
-        bits = {"airport": "1\n0\n0\n0\n", "zebra": "0\n1\n0\n1\n"}.get(concept, "0\n0\n0\n0\n")
-        files[f"Groundtruth/AllLabels/Labels_{concept}.txt"] = bits
-    for path, text in files.items():
-        (nus / path).parent.mkdir(parents=True, exist_ok=True)
-        (nus / path).write_bytes(text.encode())
-    return nus
-
-
 def names_of(dataset: str, index: int) -> list[str]:
     split = MetadataCatalog.get(dataset).class_split
     return [split.names[k] for k in DatasetCatalog.get(dataset)[index]["positive_labels"]]
 
 
 def test_nus_wide(root, capsys, caplog):
-    nus = nus_wide_release(root)
+    nus = tiny_releases.nus_wide_files(root)
     with pytest.raises(FileNotFoundError, match=r"nus_wide_train\.npz.*prepare_nus_wide\.py"):
         DatasetCatalog.get("nus_wide_train")
     script("prepare_nus_wide").convert(nus)
@@ -296,7 +264,7 @@ def test_nus_wide(root, capsys, caplog):
 
 
 def test_nus_wide_downloads_that_are_wrong(root):
-    nus, prepare = nus_wide_release(root), script("prepare_nus_wide")
+    nus, prepare = tiny_releases.nus_wide_files(root), script("prepare_nus_wide")
     tags = nus / "NUS_WID_Tags/AllTags1k.txt"
     whole = tags.read_text()
     tags.write_text("\n".join(whole.splitlines()[:3]))
@@ -331,7 +299,7 @@ def test_nus_wide_downloads_that_are_wrong(root):
 
 
 def test_nus_wide_without_images(root):
-    nus, prepare = nus_wide_release(root), script("prepare_nus_wide")
+    nus, prepare = tiny_releases.nus_wide_files(root), script("prepare_nus_wide")
     (nus / "Flickr").rename(nus / "photos")
     with pytest.raises(FileNotFoundError, match="looked for the folder .*Flickr"):
         prepare.convert(nus)
@@ -340,28 +308,8 @@ def test_nus_wide_without_images(root):
 
 
 # -------------------------------------------------------------------------------------------------- Open Images
-def open_images_release(root: Path, part: str = "test") -> Path:
-    split, ids = load_class_list("open_images_v4").split, load_class_list("open_images_v4").class_ids
-    seen, unseen = ids[0], ids[list(split.names).index(split.unseen[0])]
-    folder = root / "open_images_v4"
-    (folder / part).mkdir(parents=True)
-    for image in ("000026e7ee790996", "fffffb0000000001"):
-        (folder / part / f"{image}.jpg").write_bytes(b"")
-    rows = [
-        ["ImageID", "Source", "LabelName", "Confidence"],
-        ["fffffb0000000001", "verification", seen, "1"],
-        ["000026e7ee790996", "verification", unseen, "1"],
-        ["000026e7ee790996", "crowdsource-verification", seen, "0"],
-        ["000026e7ee790996", "verification", "/m/outside", "1"],
-        ["00000000000000aa", "verification", seen, "1"],
-    ]
-    with open(folder / f"{part}-annotations-human-imagelabels.csv", "w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return folder
-
-
 def test_open_images(root, capsys):
-    folder = open_images_release(root)
+    folder = tiny_releases.open_images_files(root)
     script("prepare_open_images_v4").convert(folder, "test", expected_rows=9)
     printed = capsys.readouterr().out
     assert "5 labels, the whole release has 9" in printed and "1 of them of classes outside the 7586" in printed
@@ -378,7 +326,7 @@ def test_open_images_downloads_that_are_wrong(root):
     prepare = script("prepare_open_images_v4")
     with pytest.raises(FileNotFoundError, match="looked for .*imagelabels.csv and .*imagelabels.csv"):
         prepare.convert(root / "open_images_v4", "test")
-    folder = open_images_release(root)
+    folder = tiny_releases.open_images_files(root)
     file = folder / "test-annotations-human-imagelabels.csv"
     whole = file.read_text()
     for text, message in (
