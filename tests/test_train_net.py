@@ -12,7 +12,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 
 import train_net
-from alignzeg_d2 import add_alignzeg_config
 from alignzeg_d2.evaluation import OracleEvaluator, ZeroShotSemSegEvaluator
 from zeroshot_d2.demo_world import register_demo_world
 
@@ -24,7 +23,7 @@ TRAINER = train_net.Trainer
 
 def load(config_file: Path, *options: Any) -> Any:
     cfg = get_cfg()
-    add_alignzeg_config(cfg)
+    train_net.add_config_keys(cfg, str(config_file))
     cfg.merge_from_file(str(config_file))
     cfg.merge_from_list(list(options))
     return cfg

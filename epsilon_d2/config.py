@@ -1,0 +1,99 @@
+"""Every key of Epsilon, with the paper's symbol, default and place. Defaults are those of NUS-WIDE."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from zeroshot_d2.config import add_trainer_config
+
+
+def add_epsilon_config(cfg: CfgNode) -> None:
+    """Add ``cfg.MODEL.EPSILON`` and set Detectron2's own keys to what Epsilon trains with."""
+    add_trainer_config(cfg)
+
+    cfg.MODEL.META_ARCHITECTURE = "Epsilon"
+    # "TimmViT", "ClipViT", or one of your own in BACKBONE_REGISTRY that gives {"tokens": (N, L, D)}.
+    cfg.MODEL.BACKBONE.NAME = "TimmViT"
+    cfg.INPUT.FORMAT = "RGB"
+    # Of the default backbone's weights; a backbone trained with other ones refuses these.
+    cfg.MODEL.PIXEL_MEAN = [127.5, 127.5, 127.5]
+    cfg.MODEL.PIXEL_STD = [127.5, 127.5, 127.5]
+
+    epsilon = cfg.MODEL.EPSILON = CfgNode()
+    epsilon.NUM_GROUPS = 8  # M, for group prompts and feature blocks alike (Fig. 3a)
+
+    # ---- frozen backbone ----
+    epsilon.BACKBONE = CfgNode()
+    # A timm name for TimmViT ("vit_base_patch16_224", Dosovitskiy et al.), an open_clip name for ClipViT.
+    epsilon.BACKBONE.NAME = "vit_base_patch16_224"
+    # A timm or open_clip tag, a local weights file, "bundled" (ClipViT: the demo world's CLIP) or "" (random weights).
+    epsilon.BACKBONE.PRETRAINED = "orig_in21k"
+    # Number of the block whose output is F, counted from 1; 0: the last one, behind the final norm.
+    epsilon.BACKBONE.TAP = 0
+    # Whether [CLS] is among the tokens of F.
+    epsilon.BACKBONE.CLS_TOKEN = False
+
+    # ---- Group Prompts Aggregation, GPA (Eq. 1-3) ----
+    epsilon.GPA = CfgNode()
+    epsilon.GPA.ENABLED = True
+    epsilon.GPA.ENCODER_LAYERS = 1  # of E in Eq. 2
+    epsilon.GPA.ENCODER_HEADS = 8
+    epsilon.GPA.ENCODER_FFN = 2048
+    epsilon.GPA.DROPOUT = 0.1
+    # Divide F^K GT^Q by sqrt(D) ahead of the softmax; False is Eq. 3 as printed.
+    epsilon.GPA.SCALED = True
+
+    # ---- Global Forward Propagation, GFP (Eq. 4-6) ----
+    epsilon.GFP = CfgNode()
+    epsilon.GFP.ENABLED = True
+    epsilon.GFP.MLP_RATIO = 1.0  # hidden width of the MLP of Eq. 4, as a multiple of D
+
+    # ---- label vectors ----
+    epsilon.LABEL_EMBEDDINGS = CfgNode()
+    # "file": word vectors such as GloVe's. "clip": CLIP's text encoder.
+    epsilon.LABEL_EMBEDDINGS.SOURCE = "file"
+    # .txt (a word and its numbers per line) or .npz ("names", "vectors"); also looked for in $DETECTRON2_DATASETS.
+    epsilon.LABEL_EMBEDDINGS.FILE = "glove/glove.6B.300d.txt"
+    epsilon.LABEL_EMBEDDINGS.CLIP_NAME = "ViT-B-16-quickgelu"
+    epsilon.LABEL_EMBEDDINGS.CLIP_PRETRAINED = "openai"
+    epsilon.LABEL_EMBEDDINGS.TEMPLATES = "vild"
+    # Subtract the mean of the training vocabulary's vectors and normalise again.
+    epsilon.LABEL_EMBEDDINGS.CENTRE = False
+
+    # ---- objective (Eq. 9-13) ----
+    epsilon.LOSS = CfgNode()
+    epsilon.LOSS.LAMBDA = 0.3  # lambda, weight of L_reg against L_r (Fig. 3b)
+    # Eq. 10's alpha: "paper", 1 / (|T| |T-bar|), or "sdl", 2 / |T|, the form of the loss that it is inspired by.
+    epsilon.LOSS.RANK_FORM = "paper"
+
+    # ---- inference ----
+    epsilon.TEST = CfgNode()
+    epsilon.TEST.TOP_K = (3, 5)  # K of P, R and F1; (10, 20) on Open Images
+    # Also return which patches each group looks at.
+    epsilon.TEST.RETURN_ATTENTION = False
+
+    # ---- input ----
+    epsilon.IMAGE_SIZE = 224  # side of the square that the backbone sees
+    epsilon.CROP_SCALE = (0.7, 1.0)  # share of the image's area that a training crop keeps; (1.0, 1.0): no crop
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    cfg.INPUT.MIN_SIZE_TEST = 224  # what DefaultPredictor hands over; the model makes it square
+    cfg.INPUT.MAX_SIZE_TEST = 1333
+
+    # ---- solver ("Implementation Details") ----
+    cfg.SOLVER.OPTIMIZER = "ADAM"
+    cfg.SOLVER.IMS_PER_BATCH = 96  # B
+    cfg.SOLVER.BASE_LR = 1e-5
+    cfg.SOLVER.MAX_EPOCHS = 7
+    cfg.SOLVER.STEPS_EPOCHS = [3]  # the fourth epoch is the first at half the rate
+    cfg.SOLVER.GAMMA = 0.5
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
+    cfg.SOLVER.WARMUP_ITERS = 0
+    # One weight decay for everything that learns, as torch.optim.Adam applies it.
+    cfg.SOLVER.WEIGHT_DECAY = 4e-3
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 4e-3
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 4e-3
+    cfg.SOLVER.WEIGHT_DECAY_EMBED_NAMES = []
+    cfg.SOLVER.CHECKPOINT_PERIOD = 5000
+    cfg.TEST.EVAL_PERIOD = 0
+    cfg.TEST.IMS_PER_BATCH = 32
+    cfg.SEED = 1

@@ -1,0 +1,408 @@
+"""Evaluation of multi-label (zero-shot) classification (Tables 1, 2 and 4).
+
+One pass over a data set gives, for the protocol in its metadata,
+
+    GZSL         ZSL: ranking among the unseen classes;  GZSL: ranking among all classes
+    ZSL          the vocabulary is the unseen classes alone: ZSL
+    supervised   the vocabulary is what was trained (the 81 of NUS-WIDE, Table 4): numbers without a prefix
+
+* AP of a class: mean over its positive images of the precision at their rank, without interpolation. Where labels are
+  incomplete (Open Images), only images annotated for the class, as present or as absent, are ranked.
+* mAP is the mean over classes with a positive image (as BiAM computes it); mAP_all_classes counts the others as 0 (LESA).
+* P, R and F1 at K are micro averages over the images: P = TP / (N K), R = TP / positives. A class that is not annotated is
+  not present.
+* All of it twice: over all images, and over the "labelled" ones, those with a positive among the unseen classes (among
+  all, where there is no unseen one). Papers on NUS-WIDE use either, and their precision differs by a factor of 1.286.
+* Of equal scores the wrong ones come first, in AP and among the top K alike: a result never depends on an order of images or
+  classes, and a model that gives every class one score gains nothing by it.
+
+Shapes: N images, B of a batch, K classes, A annotated (image, class) pairs. All numbers are in percent.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from zeroshot_d2.class_split import ClassSplit
+from zeroshot_d2.metrics import harmonic_mean
+
+logger = logging.getLogger(__name__)
+
+BoolArray = npt.NDArray[np.bool_]
+Float32Array = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+IMAGE_SETS = ("all", "labelled")
+_ROWS_PER_CHUNK = 1024  # images that wait in memory before they are written
+_CLASSES_PER_BLOCK = 64  # classes that are read back at once
+
+
+# ---------------------------------------------------------------------------------------------------- pure functions
+def ranked(scores: Float32Array, positive: BoolArray, flag: BoolArray | None = None) -> tuple[BoolArray, BoolArray]:
+    """Sort along the last axis by falling score; of equal scores the negatives come first.
+
+    Args:
+        scores, positive: of one shape.
+        flag: carried along, as the third key.
+
+    Returns:
+        ``positive`` and ``flag`` in the sorted order.
+    """
+    # One integer per entry, whose order is the wanted one: the bits of a float sort like integers once those of
+    # negative numbers are inverted. It is several times faster than sorting by several keys.
+    bits = np.ascontiguousarray(scores + np.float32(0), dtype=np.float32).view(np.uint32)  # + 0 turns -0 into 0
+    rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    keys = (~rising).astype(np.uint64) << np.uint64(2)
+    keys |= positive.astype(np.uint64) << np.uint64(1)
+    if flag is not None:
+        keys |= flag.astype(np.uint64)
+    keys.sort(axis=-1)
+    return (keys & np.uint64(2)).astype(bool), (keys & np.uint64(1)).astype(bool)
+
+
+def average_precision(ranked_positive: BoolArray) -> float:
+    """AP in [0, 1] of one class, from (N,) whether the image at each rank has it; NaN without a positive."""
+    ranks = np.flatnonzero(ranked_positive) + 1
+    return float((np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else float("nan")
+
+
+def hits_at(ranked_positive: BoolArray, top_k: Sequence[int]) -> IntArray:
+    """(B, len(top_k)) positives among the first K of each row of ``ranked_positive`` (B, classes)."""
+    return np.stack([ranked_positive[:, :k].sum(axis=1) for k in top_k], axis=1)
+
+
+def precision_recall_f1(hits: int, images: int, positives: int, k: int) -> tuple[float | None, float | None, float | None]:
+    """Micro P, R and F1 at K in percent; None where nothing is there to be divided by."""
+    precision = 100 * hits / (images * k) if images else None
+    recall = 100 * hits / positives if positives else None
+    f1 = None if precision is None or recall is None else harmonic_mean(precision, recall)
+    return precision, recall, f1
+
+
+# ----------------------------------------------------------------------------------------------------- score stores
+class ScoreFile:
+    """Scores of all images and classes, on disk: (N, K) float32 written by rows and read by columns.
+
+    In memory are at most 1,024 rows, and while reading 64 columns: 31 MB and 32 MB for the 125,456 images and 7,586 classes
+    of Open Images.
+    """
+
+    def __init__(self, num_classes: int, folder: str | None) -> None:
+        self.num_classes = num_classes
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by close)
+        self._waiting: list[Float32Array] = []
+        self._chunk_rows: list[int] = []
+
+    def add(self, scores: Float32Array) -> None:
+        """Append ``scores`` (B, K)."""
+        self._waiting.append(scores)
+        if sum(map(len, self._waiting)) >= _ROWS_PER_CHUNK:
+            self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            rows = np.concatenate(self._waiting)
+            self._file.write(np.ascontiguousarray(rows.T).data)  # by columns, so that a column is read in few pieces
+            self._chunk_rows.append(len(rows))
+            self._waiting = []
+
+    def columns(self, start: int, stop: int) -> Float32Array:
+        """(stop - start, N) scores of the classes ``start`` to ``stop``."""
+        self._write()
+        parts = [np.empty((stop - start, 0), dtype=np.float32)]
+        offset = 0
+        for rows in self._chunk_rows:
+            self._file.seek(4 * (offset + start * rows))
+            data = self._file.read(4 * (stop - start) * rows)
+            parts.append(np.frombuffer(data, dtype=np.float32).reshape(stop - start, rows))
+            offset += rows * self.num_classes
+        self._file.seek(0, 2)
+        return np.concatenate(parts, axis=1)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass
+class Annotations:
+    """Sparse labels of the images so far, as lists of arrays, with the scores where only annotated pairs are ranked.
+
+    12 bytes per label (8 where the scores are in a :class:`ScoreFile`).
+    """
+
+    image: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    klass: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    score: list[Float32Array] = field(default_factory=list)
+    positive: list[BoolArray] = field(default_factory=list)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        types = {"image": np.int32, "klass": np.int32, "score": np.float32, "positive": np.bool_}
+        return {name: np.concatenate([np.empty(0, dtype), *getattr(self, name)]) for name, dtype in types.items()}
+
+
+@dataclass
+class Counts:
+    """What P, R and F1 need of one task and one set of images; adds up over images and processes."""
+
+    images: int = 0
+    positives: int = 0
+    hits: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def add(self, other: Counts) -> None:
+        self.images += other.images
+        self.positives += other.positives
+        self.hits = other.hits.copy() if not len(self.hits) else self.hits + other.hits
+
+
+# ------------------------------------------------------------------------------------------------------- evaluator
+class MultiLabelEvaluator(DatasetEvaluator):
+    """Collects the scores of a data set and reports the numbers of its protocol; see the head of this file.
+
+    Memory stays bounded. With complete labels the scores go to a temporary file of 4 N K bytes and come back 64 classes at a
+    time; with incomplete ones only the scores of annotated pairs are kept, 12 bytes each. Processes are gathered in the same
+    portions.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        top_k: Sequence[int] = (3, 5),
+        distributed: bool = True,
+        folder: str | None = None,
+    ) -> None:
+        """
+        Args:
+            dataset_name: a data set registered with :func:`zeroshot_d2.datasets.register_multilabel`.
+            top_k: the K of P, R and F1.
+            distributed: add up the results of all processes.
+            folder: of the temporary file; by default the system's.
+
+        Raises:
+            ValueError: metadata is missing, or a K is not between 1 and the number of classes ranked.
+        """
+        meta = MetadataCatalog.get(dataset_name)
+        missing = [key for key in ("class_split", "labels_complete", "protocol") if not hasattr(meta, key)]
+        if missing:
+            raise ValueError(
+                f"data set {dataset_name!r} has no {', '.join(missing)} in its metadata: "
+                "register it with zeroshot_d2.datasets.register_multilabel"
+            )
+        self._dataset_name = dataset_name
+        self._split: ClassSplit = meta.class_split
+        self._complete: bool = meta.labels_complete
+        self._protocol: str = meta.protocol
+        self._tasks = tasks_of(self._split, self._protocol)
+        self._top_k = tuple(top_k)
+        for task, mask in self._tasks.items():
+            wrong = [k for k in self._top_k if not 1 <= k <= mask.sum()]
+            if wrong:
+                raise ValueError(
+                    f"MODEL.EPSILON.TEST.TOP_K {wrong} is not within the {mask.sum()} classes that are ranked for "
+                    f"{task or 'classification'} on data set {dataset_name!r}"
+                )
+        # Of the 81 concepts of NUS-WIDE an image may have none: it is not "labelled".
+        self._labelling = self._split.unseen_mask if self._split.unseen else np.ones(len(self._split), dtype=bool)
+        self._distributed = distributed
+        self._folder = folder
+        self._scores: ScoreFile | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything so far."""
+        if self._scores is not None:
+            self._scores.close()
+        self._scores = ScoreFile(len(self._split), self._folder) if self._complete else None
+        self._annotations = Annotations()
+        self._labelled: list[BoolArray] = []
+        self._num_images = 0
+        self._counts = {(task, images): Counts() for task in self._tasks for images in IMAGE_SETS}
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Take a batch.
+
+        Args:
+            inputs: dataset dicts, of which "positive_labels" and "negative_labels" are read.
+            outputs: "scores" (K,) for each, in vocabulary order.
+
+        Raises:
+            ValueError: the sizes do not fit, a label is outside the vocabulary, or a score is NaN.
+        """
+        if len(inputs) != len(outputs):
+            raise ValueError(f"{len(inputs)} inputs but {len(outputs)} outputs")
+        if not inputs:
+            return
+        scores = np.stack([self._checked_scores(x, y) for x, y in zip(inputs, outputs, strict=True)])
+        positive = np.zeros(scores.shape, dtype=bool)
+        for row, record in enumerate(inputs):
+            signs = {"positive_labels": True} if self._complete else {"positive_labels": True, "negative_labels": False}
+            for key, sign in signs.items():
+                labels = self._checked_labels(record, key)
+                positive[row, labels] |= sign
+                self._annotations.image.append(np.full(len(labels), self._num_images + row, dtype=np.int32))
+                self._annotations.klass.append(labels.astype(np.int32))
+                self._annotations.positive.append(np.array([sign] * len(labels), dtype=np.bool_))
+                if not self._complete:
+                    self._annotations.score.append(scores[row, labels])
+        if self._scores is not None:
+            self._scores.add(scores)
+        labelled: BoolArray = np.asarray(positive[:, self._labelling].any(axis=1))
+        self._labelled.append(labelled)
+        self._num_images += len(inputs)
+        for task, mask in self._tasks.items():
+            ranked_positive, _ = ranked(scores[:, mask], positive[:, mask])
+            hits = hits_at(ranked_positive, self._top_k)
+            for images, chosen in zip(IMAGE_SETS, (np.ones_like(labelled), labelled), strict=True):
+                self._counts[task, images].add(
+                    Counts(int(chosen.sum()), int(positive[chosen][:, mask].sum()), hits[chosen].sum(axis=0))
+                )
+
+    def _checked_scores(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Float32Array:
+        scores = np.asarray(output["scores"].detach().float().cpu())
+        if scores.shape != (len(self._split),):
+            raise ValueError(
+                f"the model scores {scores.shape} classes, data set {self._dataset_name!r} has {len(self._split)}: predict "
+                "with the vocabulary of this data set"
+            )
+        if np.isnan(scores).any():
+            raise ValueError(f"{record.get('file_name')}: {int(np.isnan(scores).sum())} scores are NaN")
+        return scores
+
+    def _checked_labels(self, record: Mapping[str, Any], key: str) -> IntArray:
+        labels = np.asarray(record.get(key, ()), dtype=np.int64)
+        if labels.size and not (labels.min() >= 0 and labels.max() < len(self._split)):
+            raise ValueError(
+                f"{record.get('file_name')}: {key} {labels.tolist()} are not all among the {len(self._split)} classes of "
+                f"data set {self._dataset_name!r}"
+            )
+        return labels
+
+    def evaluate(self) -> OrderedDict[str, dict[str, Any]] | None:
+        """Numbers of all images of all processes.
+
+        Returns:
+            {"multilabel": {"protocol", "<task>_mAP", "<task>_mAP_all_classes", "<task>_P@K", "<task>_R@K", "<task>_F1@K",
+            "num_images", "labelled_images": {the same over labelled images}, "num_classes": {task: (with a positive, all)},
+            "AP": {class: AP}}}; None where a number is not defined. On other processes than the main one: None.
+        """
+        counts = self._gathered_counts()
+        ap = {images: np.full(len(self._split), np.nan) for images in IMAGE_SETS}
+        for klass, scores, positive, labelled in self._columns():
+            ranked_positive, ranked_labelled = ranked(scores, positive, labelled)
+            ap["all"][klass] = 100 * average_precision(ranked_positive)
+            ap["labelled"][klass] = 100 * average_precision(ranked_positive[ranked_labelled])
+        if self._distributed and not comm.is_main_process():
+            return None
+        results: dict[str, Any] = {"protocol": self._protocol, **self._numbers("all", counts, ap["all"])}
+        results["labelled_images"] = self._numbers("labelled", counts, ap["labelled"])
+        results["num_classes"] = {
+            task or "all": [int((~np.isnan(ap["all"][mask])).sum()), int(mask.sum())] for task, mask in self._tasks.items()
+        }
+        results["AP"] = {
+            name: None if np.isnan(value) else float(value) for name, value in zip(self._split.names, ap["all"], strict=True)
+        }
+        logger.info("%s\n%s", self._dataset_name, format_multilabel_table({self._dataset_name: results}))
+        return OrderedDict(multilabel=results)
+
+    def _gathered_counts(self) -> dict[tuple[str, str], Counts]:
+        parts = comm.gather(self._counts) if self._distributed else [self._counts]
+        total = {key: Counts() for key in self._counts}
+        for part in parts:
+            for key, counts in part.items():
+                total[key].add(counts)
+        return total
+
+    def _columns(self) -> Iterator[tuple[int, Float32Array, BoolArray, BoolArray]]:
+        """For each class: its index, and scores, presence and labelled-ness of the images ranked for it.
+
+        On the main process; the others take part in gathering and yield nothing.
+        """
+        labels = self._annotations.arrays()
+        labelled = np.concatenate([np.empty(0, dtype=bool), *self._labelled])
+        order = np.argsort(labels["klass"], kind="stable")
+        klass, image, positive = (labels[name][order] for name in ("klass", "image", "positive"))
+        for start in range(0, len(self._split), _CLASSES_PER_BLOCK):
+            stop = min(start + _CLASSES_PER_BLOCK, len(self._split))
+            part = slice(*np.searchsorted(klass, (start, stop)))
+            if self._scores is not None:
+                present = np.zeros((stop - start, self._num_images), dtype=bool)
+                present[klass[part] - start, image[part]] = True
+                block: Any = (self._scores.columns(start, stop), present, labelled)
+            else:
+                block = (klass[part], labels["score"][order[part]], positive[part], labelled[image[part]])
+            blocks = comm.gather(block) if self._distributed else [block]
+            if not blocks:
+                continue
+            if self._scores is not None:
+                scores, present = (np.concatenate([b[i] for b in blocks], axis=1) for i in (0, 1))
+                of_all = np.concatenate([b[2] for b in blocks])
+                for row in range(stop - start):
+                    yield start + row, scores[row], present[row], of_all
+            else:
+                classes, *columns = (np.concatenate([b[i] for b in blocks]) for i in range(4))
+                for k in range(start, stop):
+                    score, present, of_class = (column[classes == k] for column in columns)
+                    yield k, score, present, of_class
+
+    def _numbers(self, images: str, counts: Mapping[tuple[str, str], Counts], ap: npt.NDArray[Any]) -> dict[str, Any]:
+        numbers: dict[str, Any] = {}
+        for task, mask in self._tasks.items():
+            prefix = f"{task}_" if task else ""
+            known = ~np.isnan(ap[mask])
+            numbers[f"{prefix}mAP"] = float(ap[mask][known].mean()) if known.any() else None
+            numbers[f"{prefix}mAP_all_classes"] = float(np.nan_to_num(ap[mask]).mean())
+            count = counts[task, images]
+            for k, hits in zip(self._top_k, count.hits, strict=False):  # no hits at all without an image
+                values = precision_recall_f1(int(hits), count.images, count.positives, k)
+                numbers.update(zip((f"{prefix}P@{k}", f"{prefix}R@{k}", f"{prefix}F1@{k}"), values, strict=True))
+            numbers["num_images"] = count.images
+        return numbers
+
+
+def tasks_of(split: ClassSplit, protocol: str) -> dict[str, BoolArray]:
+    """{prefix of the numbers: (K,) bool, the classes that are ranked}.
+
+    Raises:
+        ValueError: unknown protocol.
+    """
+    every = np.ones(len(split), dtype=bool)
+    tasks = {"GZSL": {"ZSL": split.unseen_mask, "GZSL": every}, "ZSL": {"ZSL": every}, "supervised": {"": every}}
+    if protocol not in tasks:
+        raise ValueError(f"unknown protocol {protocol!r}: use {', '.join(tasks)}")
+    return tasks[protocol]
+
+
+def format_multilabel_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row per data set, task and set of images.
+
+    Args:
+        results: {data set: numbers of :meth:`MultiLabelEvaluator.evaluate`, with or without the "multilabel" around}.
+
+    Returns:
+        A text table in percent; "-" where a number is not defined.
+    """
+    rows, headers = [], ["data set", "task", "image set", "images", "classes", "mAP", "mAP, none = 0"]
+    for dataset, numbers in results.items():
+        numbers = numbers.get("multilabel", numbers)
+        for task, (with_positive, every) in numbers["num_classes"].items():
+            prefix = "" if task == "all" else f"{task}_"
+            for images, source in zip(IMAGE_SETS, (numbers, numbers["labelled_images"]), strict=True):
+                top = [key.removeprefix(prefix) for key in source if "@" in key and key.startswith(prefix)]
+                headers = [*headers[:7], *top]
+                values = [source[f"{prefix}{key}"] for key in ("mAP", "mAP_all_classes", *top)]
+                shown = ["-" if value is None else f"{value:.1f}" for value in values]
+                label = "classification" if task == "all" else task
+                rows.append([dataset, label, images, source["num_images"], f"{with_positive} of {every}", *shown])
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)

@@ -1,0 +1,1 @@
+"""The rooms of Epsilon, one file per box of Fig. 2."""
