@@ -18,6 +18,9 @@ from zeroshot_d2.datasets.sem_seg import IGNORE_LABEL, read_raw_label
 
 logger = logging.getLogger(__name__)
 
+_IGNORE_BYTE = 0xFF  # both bytes of IGNORE_LABEL
+assert IGNORE_LABEL == 0xFFFF
+
 
 class AlignZegDatasetMapper:
     """In training: random size, colour, crop (padded where the image is smaller) and flip. In testing: the short side."""
@@ -53,7 +56,7 @@ class AlignZegDatasetMapper:
             if cfg.INPUT.COLOR_AUG_SSD:
                 augmentations.append(ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
             if cfg.INPUT.CROP.ENABLED:
-                augmentations.append(T.FixedSizeCrop(cfg.INPUT.CROP.SIZE, pad_value=128.0, seg_pad_value=IGNORE_LABEL))
+                augmentations.append(T.FixedSizeCrop(cfg.INPUT.CROP.SIZE, pad_value=128.0, seg_pad_value=_IGNORE_BYTE))
             if cfg.INPUT.RANDOM_FLIP != "none":
                 augmentations.append(
                     T.RandomFlip(
@@ -94,13 +97,23 @@ class AlignZegDatasetMapper:
             )
         dataset_dict.setdefault("height", image.shape[0])
         dataset_dict.setdefault("width", image.shape[1])
-        # float32 holds every 16-bit label, and is the only type beside uint8 that Detectron2's transforms resize.
-        aug_input = T.AugInput(image, sem_seg=None if sem_seg is None else sem_seg.astype(np.float32))
+        aug_input = T.AugInput(image, sem_seg=None if sem_seg is None else _to_planes(sem_seg))
         self.augmentations(aug_input)
         dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
         if aug_input.sem_seg is not None:
-            dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
+            dataset_dict["sem_seg"] = torch.as_tensor(_from_planes(aug_input.sem_seg).astype(np.int64))
         return dataset_dict
+
+
+def _to_planes(label: np.ndarray) -> np.ndarray:
+    """(H, W) uint16 -> (H, W, 2) uint8: Detectron2's transforms resize bytes about pixel centres, as they do the image,
+    but larger types about pixel corners, half a pixel off."""
+    return np.stack([label >> 8, label & 0xFF], axis=-1).astype(np.uint8)
+
+
+def _from_planes(planes: np.ndarray) -> np.ndarray:
+    """(H, W, 2) uint8 -> (H, W) uint16."""
+    return (planes[..., 0].astype(np.uint16) << 8) | planes[..., 1]
 
 
 def _map_label(raw_label: np.ndarray, dataset_dict: dict[str, Any]) -> np.ndarray:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
 from PIL import Image
 
 from alignzeg_d2 import AlignZegDatasetMapper
+from alignzeg_d2.dataset_mapper import _from_planes, _to_planes
 from zeroshot_d2 import IGNORE_LABEL, ClassSplit, register_sem_seg
 
 NAME = "test_mapper_dataset"
@@ -152,3 +154,11 @@ def test_labels_of_another_size_are_refused(record, mapper):
     Image.fromarray(np.zeros((H, W + 1), dtype=np.uint8)).save(record["sem_seg_file_name"])
     with pytest.raises(ValueError, match="is 32x24 pixels, but its labels .* are 33x24"):
         mapper()(record)
+
+
+def test_labels_are_resized_about_pixel_centres_whatever_their_value() -> None:
+    label = np.random.default_rng(0).integers(0, 65536, size=(24, 32)).astype(np.uint16)
+    assert np.array_equal(_from_planes(_to_planes(label)), label)
+    resized = _from_planes(T.ResizeTransform(24, 32, 35, 47).apply_segmentation(_to_planes(label)))
+    small = (label % 251).astype(np.uint8)
+    assert np.array_equal(resized % 251, np.asarray(Image.fromarray(small).resize((47, 35), Image.Resampling.NEAREST)))
