@@ -12,7 +12,7 @@
 Importing this package registers the model and the data sets with Detectron2's registries; it reads no data.
 """
 
-import zeroshot_d2  # noqa: F401, I001  (first: it says how to get detectron2 where that is missing)
+import zeroshot_d2  # noqa: F401  (first: it says how to get detectron2 where that is missing)
 from alignzeg_d2.alignzeg import AlignZeg
 from alignzeg_d2.config import add_alignzeg_config
 from alignzeg_d2.dataset_mapper import AlignZegDatasetMapper

@@ -13,7 +13,7 @@ from train_net import Trainer
 from zeroshot_d2 import ClassSplit, register_sem_seg
 
 root = sys.argv[1]
-names = "sky building pole road pavement tree sign_symbol fence car pedestrian bicyclist".split()
+names = ["sky", "building", "pole", "road", "pavement", "tree", "sign_symbol", "fence", "car", "pedestrian", "bicyclist"]
 split = ClassSplit(names, unseen=["tree", "fence", "bicyclist"], prompts=[name.replace("_", " ") for name in names])
 for name, part, vocabulary in [("camvid_train", "train", "seen"), ("camvid_val", "val", "all")]:
     folders = f"{root}/images/{part}", f"{root}/labels/{part}"
