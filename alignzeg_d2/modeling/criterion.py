@@ -113,7 +113,8 @@ class Criterion(nn.Module):
         Returns:
             weighted losses: loss_ce, loss_mask, loss_dice, loss_reg and, where they are part of the model, loss_vir and
             loss_bc. Each is normalised by counts over all processes, so that their mean over processes is what one
-            process with the whole batch would compute.
+            process with the whole batch would compute; except loss_vir, which mixes the proposals of one process and is the
+            mean over its own pairs.
         """
         # Without autocast: sums over thousands of points, and cosines times 100, are too coarse in half precision.
         with torch.autocast(predictions.mask_logits.device.type, enabled=False):
