@@ -356,6 +356,7 @@ def test_class_lists():
     assert (len(nus.split.seen), len(nus.split.unseen)) == (925, 81) and nus.class_ids == nus.split.names
     assert (len(images.split.seen), len(images.split.unseen)) == (7186, 400)
     assert len(set(images.class_ids)) == 7586 and all(mid.startswith("/m/") for mid in images.class_ids)
+    assert all(text == text.strip() for text in (*images.split.names, *images.split.prompts))
     collided = [k for k, name in enumerate(images.split.names) if name.startswith("Snowshoe (")]
     assert len(collided) == 2 and {images.split.prompts[k] for k in collided} == {"Snowshoe"}
 
@@ -388,4 +389,4 @@ def test_class_lists_against_the_official_files():
     top = [candidates[int(k)] for k in (folder / "top_400_unseen.csv").read_text(encoding="utf-8-sig").split()]
     content = load_class_list("open_images_v4")
     assert content.class_ids == (*trainable, *top) and not set(trainable) & set(top)
-    assert content.split.prompts == tuple(description[mid] for mid in content.class_ids)
+    assert content.split.prompts == tuple(description[mid].strip() for mid in content.class_ids)
