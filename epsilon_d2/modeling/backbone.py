@@ -17,7 +17,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from open_clip.transformer import VisionTransformer as ClipVisionTransformer
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import is_model_in_modules, load_state_dict
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from zeroshot_d2.clip_loader import PIXEL_MEAN, PIXEL_STD, create_clip, fingerprint
@@ -171,33 +172,43 @@ def create_timm_vit(name: str, pretrained: str, image_size: int) -> VisionTransf
         raise ValueError(
             f"unknown timm model {name!r}" + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")
         )
+    if not is_model_in_modules(name, {"vision_transformer"}):
+        raise ValueError(f"{name!r} is not one of timm's plain vision transformers")
     settings: dict[str, Any] = {"num_classes": 0, "img_size": image_size}
     if pretrained == "":
         with torch.random.fork_rng(devices=[]):  # the same random weights in every process
             torch.manual_seed(0)
-            vit = timm.create_model(name, pretrained=False, **settings)
-    elif Path(pretrained).expanduser().is_file():
-        try:
-            overlay = {"file": str(Path(pretrained).expanduser())}
-            vit = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **settings)
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(f"{pretrained} does not hold the weights of {name!r}: {error}") from error
-    else:
-        if pretrained not in timm_tags(name):
-            raise ValueError(
-                f"PRETRAINED {pretrained!r} is neither a weights file nor a timm tag of {name!r} "
-                f"(tags: {', '.join(timm_tags(name))})"
-            )
-        try:
-            vit = timm.create_model(f"{name}.{pretrained}", pretrained=True, **settings)
-        except (OSError, RuntimeError) as error:
-            raise RuntimeError(
-                f"the weights {pretrained!r} of {name!r} could not be loaded ({error}). Without a network, fetch them "
-                "elsewhere and set MODEL.EPSILON.BACKBONE.PRETRAINED to the file's path."
-            ) from error
-    if not isinstance(vit, VisionTransformer):
-        raise ValueError(f"{name!r} is a {type(vit).__name__}, not a plain vision transformer")
-    return vit
+            return timm.create_model(name, pretrained=False, **settings)
+    if (path := Path(pretrained).expanduser()).is_file():
+        vit = timm.create_model(name, pretrained=False, **settings)
+        _load_weights(vit, path, name)
+        return vit
+    if pretrained not in timm_tags(name):
+        raise ValueError(
+            f"PRETRAINED {pretrained!r} is neither a weights file nor a timm tag of {name!r} "
+            f"(tags: {', '.join(timm_tags(name))})"
+        )
+    try:
+        return timm.create_model(f"{name}.{pretrained}", pretrained=True, **settings)
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"the weights {pretrained!r} of {name!r} could not be loaded ({error}). Without a network, fetch them "
+            "elsewhere and set MODEL.EPSILON.BACKBONE.PRETRAINED to the file's path."
+        ) from error
+
+
+def _load_weights(vit: VisionTransformer, path: Path, name: str) -> None:
+    """Weights of a file, without those of its classifier; position embeddings are interpolated.
+
+    Raises:
+        ValueError: a weight is missing, is one too many, or has another shape.
+    """
+    state = checkpoint_filter_fn(load_state_dict(str(path), weights_only=True), vit)
+    state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist.", "pre_logits."))}
+    try:
+        vit.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the weights of {name!r}: {error}") from error
 
 
 def timm_tags(name: str) -> list[str]:
