@@ -324,7 +324,7 @@ def comparison_figure(
             labelled = (row.truth >= 0) & (row.truth < len(split))
             for label, axes in zip(row.predictions.values(), axes_row[2:], strict=True):
                 right = 100 * float((label == row.truth)[labelled].mean()) if labelled.any() else float("nan")
-                axes.set_xlabel(f"{right:.0f} % of the labelled pixels", fontsize=8, color=_MUTED, labelpad=2)
+                axes.set_xlabel(f"{right:.0f} % of labelled pixels right", fontsize=8, color=_MUTED, labelpad=2)
     for heading, axes in zip(headings, grid[0], strict=True):
         axes.set_title(heading, fontsize=10, color=_INK)
     _add_legend(figure, present, split, colors, columns=legend_columns)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from alignzeg_d2.demo import main
 from alignzeg_d2.demo_report import Picture, Section, render_report
-from zeroshot_d2.demo_world import SPLIT, register_demo_world
+from zeroshot_d2.demo_world import SPLIT, register_demo_world, render
 
 DATASETS = {"test_demo_train": "seen", "test_demo_val": "all", "test_demo_val_unseen": "unseen"}
 OPTIONS = [
@@ -121,6 +122,22 @@ def test_weights_replace_the_training(output: Path, tmp_path: Path, capsys: pyte
     assert not (tmp_path / "model_final.pth").exists()
     printed = capsys.readouterr().out
     assert "| test_demo_val_unseen" in printed and f"report: {report}" in printed
+
+
+def test_the_documented_lines_run(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    repository = Path(__file__).parents[2]
+    (code,) = re.findall(r"```python\n(.*?)```", (repository / "docs/pictures.md").read_text(encoding="utf-8"), re.DOTALL)
+    for documented, here in (
+        ("configs/", f"{repository.as_posix()}/configs/"),
+        ("output/demo/", f"{output.as_posix()}/"),
+        ("cfg.merge_from_list([", "cfg.merge_from_list([*OPTIONS, "),
+    ):
+        assert documented in code
+        code = code.replace(documented, here)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(render(2, 3).image).save("image.png")
+    exec(code, {"OPTIONS": OPTIONS})
+    assert (tmp_path / "classes.png").is_file()
 
 
 def test_a_model_without_pbc_gets_a_shorter_report(datasets: None, tmp_path: Path):
