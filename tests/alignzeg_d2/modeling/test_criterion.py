@@ -89,6 +89,25 @@ def test_every_term_of_eq_8():
     assert set(losses) == {"loss_ce", "loss_mask", "loss_dice", "loss_reg", "loss_bc"}
 
 
+def test_classes_decide_where_masks_are_alike():
+    class_logits = torch.zeros(1, Q, C + 1)
+    class_logits[0, 4, 0] = class_logits[0, 1, 2] = 5.0
+    model = Predictions(class_logits, torch.zeros(1, Q, H, W), torch.zeros(1, Q, D), None)
+    ((rows, classes),), _ = criterion()._match(model, labels([0, 2]))
+    assert dict(zip(rows.tolist(), classes.tolist(), strict=True)) == {4: 0, 1: 2}
+
+
+def test_matched_proposals_are_positives_however_bad_their_masks_are():
+    """With K = Q every proposal is among the K worst: all but the matched ones are negatives."""
+    model, sem_seg = predictions(), labels([0, 2], [1, 3])
+    compared = criterion(top_k=Q)
+    target = torch.ones(2, Q)
+    for i, (rows, _) in enumerate(compared._match(model, sem_seg)[0]):
+        target[i, rows] = 0.0
+    expected = F.binary_cross_entropy_with_logits(model.indicator_logits, target)
+    torch.testing.assert_close(compared(model, sem_seg, **prototypes())["loss_bc"], expected)
+
+
 def test_weights_multiply_their_terms():
     model, sem_seg = predictions(), labels([0, 2], [1, 3])
     twice = LossWeights(bc=2.0, ce=2.0, mask=5.0, dice=5.0, vir=2e-2, reg=2e-4)
