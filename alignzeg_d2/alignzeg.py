@@ -5,7 +5,6 @@ Shapes: N images, Q proposals, K classes of the vocabulary, C training classes, 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections import defaultdict
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
@@ -37,12 +35,13 @@ from alignzeg_d2.postprocessing import (
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip_loader import create_clip, fingerprint
 from zeroshot_d2.datasets.sem_seg import IGNORE_LABEL
+from zeroshot_d2.frozen import guard_checkpoints
 from zeroshot_d2.label_embeddings import ClipTextEmbeddings, get_templates
+from zeroshot_d2.vocabulary import split_of_dataset, training_vocabulary, vocabulary_of
 
 logger = logging.getLogger(__name__)
 
 OUTPUTS = ("scores", "labels")
-_IDENTITY_BYTES = 512
 
 
 @META_ARCH_REGISTRY.register()
@@ -52,7 +51,6 @@ class AlignZeg(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    clip_identity: Tensor
 
     @configurable
     def __init__(
@@ -123,12 +121,7 @@ class AlignZeg(nn.Module):
         self.chunk_pixels = chunk_pixels
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-
-        self.register_buffer("clip_identity", _to_bytes(clip_identity))
-        self._frozen_keys = _frozen_keys(self)
-        self.register_state_dict_post_hook(_leave_out_clip)
-        self.register_load_state_dict_pre_hook(_refuse_another_clip)
-        self.register_load_state_dict_post_hook(_check_completeness)
+        guard_checkpoints(self, ["clip_image_encoder", "semantic_decoder"], {"CLIP": clip_identity})
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -145,8 +138,8 @@ class AlignZeg(nn.Module):
             templates=get_templates(alignzeg.CLIP.TEMPLATES),
             weights_hash=identity["sha256"],
         )
-        training = [_split_of(name) for name in cfg.DATASETS.TRAIN]
-        for split in [*training, *(_split_of(name) for name in cfg.DATASETS.TEST)]:
+        training = [split_of_dataset(name) for name in cfg.DATASETS.TRAIN]
+        for split in [*training, *(split_of_dataset(name) for name in cfg.DATASETS.TEST)]:
             text_embeddings(split.prompts, clip)  # while the text tower is at hand
 
         image_encoder = build_backbone(cfg)
@@ -224,9 +217,12 @@ class AlignZeg(nn.Module):
     @property
     def size_divisibility(self) -> int:
         """Image sides are padded to a multiple of this: both encoders then see whole patches."""
-        return math.lcm(
-            self.image_encoder.size_divisibility, round(self.clip_image_encoder.patch_size / self.clip_resolution)
-        )
+        return math.lcm(self.image_encoder.size_divisibility, self.clip_stride)
+
+    @property
+    def clip_stride(self) -> int:
+        """Pixels of the image to one patch of CLIP."""
+        return round(self.clip_image_encoder.patch_size / self.clip_resolution)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
@@ -251,7 +247,7 @@ class AlignZeg(nn.Module):
         sem_seg = ImageList.from_tensors(
             [x["sem_seg"].to(self.device) for x in batched_inputs], self.size_divisibility, pad_value=IGNORE_LABEL
         )
-        prototypes = self._prototypes(self._training_vocabulary(batched_inputs))
+        prototypes = self._prototypes(training_vocabulary(batched_inputs, self.default_dataset))
 
         mask_logits, features = self.extract_proposals(images.tensor)
         refined = self.classifier.refine(features)
@@ -275,7 +271,8 @@ class AlignZeg(nn.Module):
         ``images`` (N, 3, H, W), normalised -> mask logits M (N, Q, h, w) and proposal features F (N, Q, D).
         """
         height, width = images.shape[-2:]
-        clip_size = (round(height * self.clip_resolution), round(width * self.clip_resolution))
+        patch, stride = self.clip_image_encoder.patch_size, self.clip_stride
+        clip_size = (height // stride * patch, width // stride * patch)
         clip_images = images
         if clip_size != (height, width):
             clip_images = F.interpolate(images, size=clip_size, mode="bilinear", align_corners=False)
@@ -289,7 +286,7 @@ class AlignZeg(nn.Module):
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Images of one padded size run together; each gives what it gives alone."""
         images = [self._normalise(x) for x in batched_inputs]
-        vocabularies = [self.vocabulary_of(x) for x in batched_inputs]
+        vocabularies = [vocabulary_of(x, self.default_dataset) for x in batched_inputs]
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             groups[self._padded_size(image)].append(index)
@@ -346,37 +343,10 @@ class AlignZeg(nn.Module):
             }
         return result
 
-    def vocabulary_of(self, inputs: dict[str, Any]) -> ClassSplit:
-        """The vocabulary of one input.
-
-        Raises:
-            ValueError: it names neither a vocabulary nor a data set and there is no default, or the vocabulary is empty or
-                has duplicates.
-        """
-        if "vocabulary" in inputs:
-            vocabulary = inputs["vocabulary"]
-            return vocabulary if isinstance(vocabulary, ClassSplit) else vocabulary_from_names(vocabulary)
-        name = inputs.get("dataset_name", self.default_dataset)
-        if name is None:
-            raise ValueError(
-                'the input has neither a "vocabulary" nor a "dataset_name", and cfg.DATASETS.TEST names no data set '
-                "whose vocabulary could be used"
-            )
-        return _split_of(name)
-
     def seen_mask(self, vocabulary: ClassSplit) -> Tensor:
         """(K,) bool: classes that training knew, by name or synonym, and that the vocabulary does not call unseen."""
         trained = torch.from_numpy(vocabulary.trained_mask(self.trained_classes))
         return (trained & torch.from_numpy(vocabulary.seen_mask)).to(self.device)
-
-    def _training_vocabulary(self, batched_inputs: list[dict[str, Any]]) -> ClassSplit:
-        first, *others = {self.vocabulary_of(x) for x in batched_inputs}
-        if others:
-            raise ValueError(
-                "one training batch mixes data sets of different vocabularies "
-                f"({len(first)} and {len(others[0])} classes): train on data sets that share one"
-            )
-        return first
 
     def _prototypes(self, vocabulary: ClassSplit) -> Tensor:
         return self.text_embeddings(vocabulary.prompts).to(self.device)
@@ -390,73 +360,5 @@ class AlignZeg(nn.Module):
         return height, width
 
 
-def vocabulary_from_names(names: Sequence[str]) -> ClassSplit:
-    """A vocabulary of one's own; a name may list synonyms ("tree|bush"), of which the first is displayed."""
-    return ClassSplit(names=tuple(name.split("|")[0].strip() for name in names), prompts=tuple(names))
-
-
-def _split_of(dataset: str) -> ClassSplit:
-    metadata = MetadataCatalog.get(dataset)
-    if not hasattr(metadata, "class_split"):
-        raise ValueError(
-            f"the data set {dataset!r} has no class split: register it with zeroshot_d2.register_sem_seg, "
-            "or set MetadataCatalog.get(name).class_split"
-        )
-    return metadata.class_split
-
-
 def _texts_of(split: ClassSplit) -> set[str]:
     return {*split.names, *(synonym for synonyms in split.synonyms for synonym in synonyms)}
-
-
-# ---- checkpoints: CLIP stays out of them, and its identity goes in ----
-
-
-def _frozen_keys(model: AlignZeg) -> frozenset[str]:
-    return frozenset(
-        f"{room}.{name}"
-        for room in ("clip_image_encoder", "semantic_decoder")
-        for name, parameter in model.get_submodule(room).named_parameters()
-        if not parameter.requires_grad
-    )
-
-
-def _to_bytes(identity: dict[str, str]) -> Tensor:
-    """The identity as a uint8 tensor of fixed length, which Detectron2's checkpointer can carry."""
-    text = json.dumps(identity, sort_keys=True).encode()
-    if len(text) > _IDENTITY_BYTES:
-        raise ValueError(f"MODEL.ALIGNZEG.CLIP.PRETRAINED is too long to be recorded: {identity['pretrained']!r}")
-    return torch.tensor(list(text.ljust(_IDENTITY_BYTES)), dtype=torch.uint8)
-
-
-def _from_bytes(identity: Tensor) -> dict[str, str]:
-    return json.loads(bytes(identity.cpu().tolist()).decode())
-
-
-def _leave_out_clip(model: AlignZeg, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    for key in model._frozen_keys:
-        state.pop(prefix + key, None)
-
-
-def _refuse_another_clip(model: AlignZeg, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    stored = state.get(prefix + "clip_identity")
-    if stored is None:
-        return  # reported as missing by _check_completeness
-    theirs, ours = _from_bytes(torch.as_tensor(stored)), _from_bytes(model.clip_identity)
-    if theirs["sha256"] != ours["sha256"]:
-        raise ValueError(
-            f"the checkpoint was trained on CLIP {theirs['name']!r} with weights {theirs['pretrained']!r} "
-            f"({theirs['sha256'][:12]}), this model has {ours['name']!r} with {ours['pretrained']!r} "
-            f"({ours['sha256'][:12]}): its scores would be meaningless. Set MODEL.ALIGNZEG.CLIP.NAME and .PRETRAINED."
-        )
-    state[prefix + "clip_identity"] = model.clip_identity.clone()  # the path of equal weights may differ
-
-
-def _check_completeness(model: AlignZeg, incompatible: Any) -> None:
-    missing = [key for key in incompatible.missing_keys if key not in model._frozen_keys]
-    incompatible.missing_keys[:] = []
-    if missing:
-        raise ValueError(
-            f"the checkpoint lacks {len(missing)} of AlignZeg's weights or has them in another shape, the first being "
-            f"{missing[:3]}: it belongs to another model or config (compare it with the config.yaml beside the checkpoint)"
-        )

@@ -42,7 +42,8 @@ def demo_cfg() -> Callable[..., CfgNode]:
         cfg = get_cfg()
         add_alignzeg_config(cfg)
         cfg.merge_from_file(str(REPOSITORY / "configs/demo/alignzeg.yaml"))
-        cfg.merge_from_list(["MODEL.ALIGNZEG.CLIP.PRETRAINED", "", "MODEL.ALIGNZEG.CLIP.TEMPLATES", "single", *options])
+        cfg.merge_from_list(["MODEL.ALIGNZEG.CLIP.PRETRAINED", "", "MODEL.ALIGNZEG.CLIP.TEMPLATES", "single"])
+        cfg.merge_from_list(["MODEL.ALIGNZEG.PBC.GAMMA", 0.3, *options])
         return cfg
 
     return build
