@@ -62,6 +62,23 @@ UNSEEN = (
 )
 SPLIT = ClassSplit(names=THINGS + STUFF, unseen=UNSEEN)
 
+
+def class_colours() -> list[tuple[int, int, int]]:
+    """RGB of each class in pictures: a tile's own colour, darker or paler by texture; a ground's, by tone."""
+    colours = []
+    for share, white in ((1, 0), (0.7, 0), (0.45, 0), (1, 0.3), (1, 0.5), (1, 0.7)):  # one per texture
+        colours += [_mix(rgb, share, white) for rgb in COLOURS.values()]
+    for tone in TONES:
+        colours += [_mix(rgb, *((1, 0.45) if tone == "light" else (0.5, 0))) for rgb in MATERIALS.values()]
+    return colours
+
+
+def _mix(rgb: tuple[int, int, int], share: float, white: float) -> tuple[int, int, int]:
+    red, green, blue = (round((1 - white) * share * value + white * 255) for value in rgb)
+    return red, green, blue
+
+
+
 # The registered sets. Nothing was ever tuned on HELD_OUT_SEED.
 TRAIN_SEED, VAL_SEED, HELD_OUT_SEED = 1, 2, 20261124
 NUM_TRAIN, NUM_VAL = 4000, 400
@@ -291,6 +308,7 @@ def register_demo_world(
         SPLIT,
         vocabulary=vocabulary,
         load=lambda: render_files(seed, num_images, size=size, num_objects=num_objects),
+        colors=class_colours(),
     )
 
 
