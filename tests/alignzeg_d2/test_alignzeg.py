@@ -40,7 +40,7 @@ def image(height=64, width=64, seed=0):
 def model(demo_model):
     """Shared by the tests that do not train it; its class indicator and phi_cls are no longer at their starting values."""
     torch.manual_seed(0)
-    model = demo_model("MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS", True)
+    model = demo_model("MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS", True, "MODEL.ALIGNZEG.PBC.GAMMA", 0.3)
     torch.nn.init.normal_(model.classifier.phi_cls[-1].weight, std=0.1)
     torch.nn.init.normal_(model.class_indicator.layers[-1].weight, std=3.0)
     with torch.no_grad():  # half of the proposals of one image are above gamma
@@ -201,7 +201,9 @@ def test_default_predictor_takes_the_first_test_set(demo_cfg):
 
 def test_labels_are_the_argmax_of_the_scores(demo_model, model):
     torch.manual_seed(0)
-    by_label = demo_model("MODEL.ALIGNZEG.TEST.OUTPUT", "labels", "MODEL.ALIGNZEG.TEST.CHUNK_PIXELS", 500)
+    by_label = demo_model(
+        "MODEL.ALIGNZEG.TEST.OUTPUT", "labels", "MODEL.ALIGNZEG.TEST.CHUNK_PIXELS", 500, "MODEL.ALIGNZEG.PBC.GAMMA", 0.3
+    )
     by_label.load_state_dict(model.state_dict())
     inputs = [{"image": image(50, 64), "height": 75, "width": 96}]
     out, scores = by_label(inputs)[0], model(inputs)[0]["sem_seg"]

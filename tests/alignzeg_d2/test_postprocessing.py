@@ -60,6 +60,13 @@ def test_region_leaves_the_padding_out():
     torch.testing.assert_close(out[:, :5, :7], expected[:, :5, :7])
 
 
+def test_region_is_the_upsampled_whole_cropped_to_the_image():
+    """Masks of 24 x 32 pixels at 4 pixels a cell, of which the image has 22 x 29."""
+    masks = torch.randn(2, 6, 8)
+    whole = F.interpolate(masks[None], size=(24, 32), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(upsampled(masks, (22 / 4, 29 / 4), (22, 29), 100), whole[:, :22, :29], rtol=1e-4, atol=1e-5)
+
+
 def test_scores_by_hand_and_labels_are_their_argmax():
     torch.manual_seed(0)
     probabilities, masks = torch.rand(3, 4), 3 * torch.randn(3, 5, 7)
