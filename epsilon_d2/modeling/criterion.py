@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+import torch
 from torch import Tensor, nn
 
 from epsilon_d2.modeling.losses import RankForm, diversity_weight, group_variance, rank_loss
@@ -42,9 +43,10 @@ class Criterion(nn.Module):
         Returns:
             loss_rank and loss_reg, weighted.
         """
-        semantics = semantics.float()
-        omega = diversity_weight(positive, label_vectors)
-        rank = rank_loss(class_scores(semantics, label_vectors), positive, self.rank_form)
+        with torch.autocast(semantics.device.type, enabled=False):  # half precision would round scores to three digits
+            semantics = semantics.float()
+            omega = diversity_weight(positive, label_vectors)
+            rank = rank_loss(class_scores(semantics, label_vectors), positive, self.rank_form)
         return {
             "loss_rank": (1 - self.reg_weight) * (omega * rank).mean(),
             "loss_reg": self.reg_weight * group_variance(semantics).mean(),

@@ -6,17 +6,17 @@ vectors (the paper's d_w).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 RankForm = Literal["paper", "sdl"]
 
-# (positive, class) pairs compared at once. 2^22 of them take 16 MB in float32, whatever the vocabulary.
-PAIRS_PER_CHUNK = 1 << 22
+# (positive, class) pairs compared at once: 4 MB in float32, whatever the vocabulary.
+PAIRS_PER_CHUNK = 1 << 20
 
 
 def rank_loss(scores: Tensor, positive: Tensor, form: RankForm = "paper", pairs_per_chunk: int = PAIRS_PER_CHUNK) -> Tensor:
@@ -26,35 +26,49 @@ def rank_loss(scores: Tensor, positive: Tensor, form: RankForm = "paper", pairs_
         scores: (N, K), the best group's score of each class (:func:`epsilon_d2.modeling.semantic_fuser.class_scores`).
         positive: (N, K) bool, the classes T that an image shows; all others are T-bar.
         form: "paper": alpha = 1 / (|T| |T-bar|). "sdl": 2 / |T|.
-        pairs_per_chunk: beyond it pairs are recomputed in the backward pass rather than kept.
+        pairs_per_chunk: bounds the memory.
 
     Returns:
-        (N,); 0 for an image in which no class, or every class, is present.
+        (N,); 0 for an image in which no class, or every class, is present. It can be differentiated once.
 
     Raises:
         ValueError: shapes that differ.
     """
     if scores.shape != positive.shape:
         raise ValueError(f"scores {tuple(scores.shape)} and labels {tuple(positive.shape)} differ in shape")
-    image, klass = positive.nonzero(as_tuple=True)  # (P,), (P,)
-    rows_per_chunk = max(1, pairs_per_chunk // max(1, scores.shape[1]))
-    if len(image) <= rows_per_chunk:
-        per_positive = _against_negatives(scores, positive, image, klass)
-    else:
-        parts = zip(image.split(rows_per_chunk), klass.split(rows_per_chunk), strict=True)
-        per_positive = torch.cat(
-            [checkpoint(_against_negatives, scores, positive, i, k, use_reentrant=False) for i, k in parts]
-        )
     num_positive = positive.sum(dim=1).to(scores.dtype)
     num_negative = scores.shape[1] - num_positive
     alpha = 1 / (num_positive * num_negative).clamp(min=1) if form == "paper" else 2 / num_positive.clamp(min=1)
-    return alpha * torch.zeros_like(num_positive).index_add(0, image, per_positive)
+    return alpha * _PairSum.apply(scores, positive, max(1, pairs_per_chunk // max(1, scores.shape[1])))
 
 
-def _against_negatives(scores: Tensor, positive: Tensor, image: Tensor, klass: Tensor) -> Tensor:
-    """For each positive (``image``, ``klass``) (P,): the sum over its image's absent classes, (P,)."""
-    difference = scores[image] - scores[image, klass][:, None]
-    return F.softplus(difference).masked_fill(positive[image], 0.0).sum(dim=1)
+class _PairSum(torch.autograd.Function):
+    """sum over present k and absent j of softplus(s_j - s_k), for each image.
+
+    The derivative of softplus is the sigmoid of the same difference, so the gradient is summed up along with the loss and no
+    pair is kept: autograd would hold several (P, K) matrices, gigabytes where images have hundreds of labels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, positive: Tensor, rows_per_chunk: int) -> Tensor:
+        """``scores`` and ``positive`` (N, K) -> (N,)."""
+        total, gradient = scores.new_zeros(len(scores)), torch.zeros_like(scores)
+        image, klass = positive.nonzero(as_tuple=True)  # (P,), (P,)
+        for i, k in zip(image.split(rows_per_chunk), klass.split(rows_per_chunk), strict=True):
+            present = positive[i]
+            difference = scores[i] - scores[i, k][:, None]
+            total.index_add_(0, i, F.softplus(difference).masked_fill_(present, 0.0).sum(dim=1))
+            slope = difference.sigmoid_().masked_fill_(present, 0.0)
+            gradient.index_add_(0, i, slope)
+            gradient[i, k] -= slope.sum(dim=1)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grad_output[:, None] * gradient, None, None
 
 
 def diversity_weight(positive: Tensor, label_vectors: Tensor) -> Tensor:

@@ -34,4 +34,4 @@ def class_scores(semantics: Tensor, label_vectors: Tensor) -> Tensor:
 
     ``semantics`` S (N, G, E), ``label_vectors`` (K, E) -> (N, K).
     """
-    return (semantics @ label_vectors.T).amax(dim=1)
+    return (semantics @ label_vectors.T).max(dim=1).values

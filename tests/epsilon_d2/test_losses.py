@@ -141,6 +141,15 @@ def test_a_vocabulary_of_open_images_at_batch_96():
     assert (scores.grad[positive] < 0).all() and (scores.grad[~positive] > 0).all()
 
 
+def test_half_precision_around_it_changes_nothing():
+    semantics, vectors, positive = random_case(dtype=torch.float32)
+    expected = Criterion(reg_weight=0.3)(semantics, vectors, positive)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (semantics[0] @ vectors.T).dtype == torch.bfloat16
+        losses = Criterion(reg_weight=0.3)(semantics, vectors, positive)
+    assert {key: loss.item() for key, loss in losses.items()} == {key: loss.item() for key, loss in expected.items()}
+
+
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="differ in shape"):
         rank_loss(torch.zeros(1, 2), torch.zeros(1, 3, dtype=torch.bool))
