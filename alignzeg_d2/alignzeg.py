@@ -27,8 +27,8 @@ from alignzeg_d2.modeling.pixel_decoder import PIXEL_DECODER_REGISTRY
 from alignzeg_d2.modeling.semantic_decoder import SEMANTIC_DECODER_REGISTRY
 from alignzeg_d2.postprocessing import (
     POSTPROCESSOR_REGISTRY,
+    best_classes,
     class_probabilities,
-    semantic_labels,
     semantic_scores,
     upsampled_strips,
 )
@@ -237,9 +237,9 @@ class AlignZeg(nn.Module):
 
         Returns:
             in training a dict of weighted losses; otherwise a dict per image with ``sem_seg`` (K, H, W), the score of each
-            class of the vocabulary in its order, or ``sem_seg_labels`` (H, W), the index of the best; and ``proposals`` when
-            asked for: ``mask_logits`` (Q, h, w) covering the image, ``class_logits`` and ``corrected_logits`` (Q, K + 1),
-            ``class_indicator`` (Q,) or None.
+            class of the vocabulary in its order, or ``sem_seg_labels`` (H, W), the index of the best, and ``sem_seg_best``
+            (H, W), its score; and ``proposals`` when asked for: ``mask_logits`` (Q, h, w) covering the image,
+            ``class_logits`` and ``corrected_logits`` (Q, K + 1), ``class_indicator`` (Q,) or None, ``features`` (Q, D).
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -325,12 +325,12 @@ class AlignZeg(nn.Module):
             mask_logits.shape[-1] * image_size[1] / padded_size[1],
         )
         output_size = (inputs.get("height", image_size[0]), inputs.get("width", image_size[1]))
-        segment = semantic_scores if self.output == "scores" else semantic_labels
-        result: dict[str, Any] = {
-            "sem_seg" if self.output == "scores" else "sem_seg_labels": segment(
-                probabilities, mask_logits, region=region, output_size=output_size, chunk_pixels=self.chunk_pixels
-            )
-        }
+        where: dict[str, Any] = {"region": region, "output_size": output_size, "chunk_pixels": self.chunk_pixels}
+        result: dict[str, Any] = {}
+        if self.output == "scores":
+            result["sem_seg"] = semantic_scores(probabilities, mask_logits, **where)
+        else:
+            result["sem_seg_labels"], result["sem_seg_best"] = best_classes(probabilities, mask_logits, **where)
         if self.return_proposals:
             cells = (max(1, round(region[0])), max(1, round(region[1])))
             ((_, masks),) = upsampled_strips(mask_logits, region, cells, chunk_pixels=cells[0] * cells[1])

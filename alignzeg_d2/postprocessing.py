@@ -16,7 +16,8 @@ from alignzeg_d2.modeling.pbc import correct_bias
 POSTPROCESSOR_REGISTRY = Registry("POSTPROCESSOR")
 POSTPROCESSOR_REGISTRY.__doc__ = """
 Score corrections: classes built as ``postprocessor(gamma=...)``, called with the logits P (Q, K + 1), the class indicator
-I (Q,) or None, and which classes are seen (K,); they return corrected logits (Q, K + 1).
+I (Q,) or None, and which classes are seen (K,); they return corrected logits (Q, K + 1). The exported model calls them
+with a batch: P (N, Q, K + 1) and I (N, Q).
 """
 
 
@@ -46,11 +47,11 @@ class PBC:
 
 
 def class_probabilities(logits: Tensor, *, background_in_softmax: bool = True) -> Tensor:
-    """P (Q, K + 1) -> (Q, K). "The background score is not considered" (Sec. 4.2): it is dropped after the softmax,
-    so that background proposals weigh little, or before it."""
+    """P (..., Q, K + 1) -> (..., Q, K). "The background score is not considered" (Sec. 4.2): it is dropped after the
+    softmax, so that background proposals weigh little, or before it."""
     if background_in_softmax:
-        return logits.softmax(dim=-1)[:, :-1]
-    return logits[:, :-1].softmax(dim=-1)
+        return logits.softmax(dim=-1)[..., :-1]
+    return logits[..., :-1].softmax(dim=-1)
 
 
 def semantic_scores(
@@ -87,11 +88,33 @@ def semantic_labels(
     output_size: tuple[int, int],
     chunk_pixels: int,
 ) -> Tensor:
-    """The best class of every pixel, as :func:`semantic_scores` but without ever holding all scores: (H, W) long."""
-    labels = torch.empty(output_size, dtype=torch.long, device=mask_logits.device)
-    for rows, masks in upsampled_strips(mask_logits, region, output_size, chunk_pixels):
-        labels[rows] = torch.einsum("qk,qhw->khw", probabilities, masks.sigmoid_()).argmax(dim=0)
+    """The best class of every pixel: the first of what :func:`best_classes` returns."""
+    labels, _ = best_classes(
+        probabilities, mask_logits, region=region, output_size=output_size, chunk_pixels=chunk_pixels
+    )
     return labels
+
+
+def best_classes(
+    probabilities: Tensor,
+    mask_logits: Tensor,
+    *,
+    region: tuple[float, float],
+    output_size: tuple[int, int],
+    chunk_pixels: int,
+) -> tuple[Tensor, Tensor]:
+    """The best class of every pixel and its score, as :func:`semantic_scores` but without ever holding all scores.
+
+    Returns:
+        labels (H, W) long and scores (H, W).
+    """
+    labels = torch.empty(output_size, dtype=torch.long, device=mask_logits.device)
+    best = probabilities.new_empty(output_size)
+    for rows, masks in upsampled_strips(mask_logits, region, output_size, chunk_pixels):
+        scores = torch.einsum("qk,qhw->khw", probabilities, masks.sigmoid_())
+        labels[rows] = scores.argmax(dim=0)
+        best[rows] = scores.gather(0, labels[rows][None])[0]
+    return labels, best
 
 
 def upsampled_strips(

@@ -87,7 +87,8 @@ class ClipImageEncoder(nn.Module):
 
     def _positions(self, height: int, width: int) -> Tensor:
         """(1 + h*w, C) position embeddings, interpolated where the grid is not the one CLIP was trained on."""
-        if (height, width) == tuple(self._trained_grid):
+        # An exported program serves all sizes: it always interpolates, which at the trained grid changes nothing.
+        if not torch.compiler.is_exporting() and (height, width) == tuple(self._trained_grid):
             return self.positional_embedding
         grid = self.positional_embedding[1:].reshape(1, *self._trained_grid, -1).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)

@@ -62,7 +62,7 @@ class ViTImageEncoder(Backbone):
         """``images`` (N, 3, H, W), normalised, H and W divisible by the patch size."""
         height, width = (side // self._patch_size for side in images.shape[-2:])
         tokens = self.vit.forward_features(images)
-        return {"z_enc": tokens.transpose(1, 2).reshape(len(images), self._width, height, width)}
+        return {"z_enc": tokens.transpose(1, 2).reshape(images.shape[0], self._width, height, width)}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {"z_enc": ShapeSpec(channels=self._width, stride=self._patch_size)}

@@ -89,7 +89,7 @@ class MRPE(nn.Module):
         """``z_f`` (N, D, h, w) -> :class:`Proposals` of Q masks."""
         height, width = z_f.shape[-2:]
         z = self.norm_features(z_f.flatten(2).transpose(1, 2))
-        q = self.norm_queries(self.queries).expand(len(z), -1, -1)
+        q = self.norm_queries(self.queries).expand(z.shape[0], -1, -1)
 
         q = self.query_mlp(q + self.query_attention(q, z))
         z = self.image_mlp(z + self.image_attention(z, q))

@@ -72,17 +72,15 @@ def correct_bias(logits: Tensor, class_indicator: Tensor, seen: Tensor, gamma: f
     """Eq. 7: where I > gamma, the logits of the seen classes drop to v_min.
 
     Args:
-        logits: P (Q, K + 1), the background last.
-        class_indicator: I (Q,) in [0, 1].
+        logits: P (..., Q, K + 1), the background last; leading dimensions are images.
+        class_indicator: I (..., Q) in [0, 1].
         seen: (K,) bool.
         gamma: the threshold.
 
     Returns:
-        P_bc (Q, K + 1). v_min is the least class logit of the image. A vocabulary without unseen classes is returned as
+        P_bc (..., Q, K + 1). v_min is the least class logit of the image. A vocabulary without unseen classes is returned as
         it is: with every class at v_min, a flagged proposal would be spread evenly over all of them.
     """
-    if not (~seen).any():
-        return logits
-    v_min = logits[:, :-1].min()
-    suppressed = (class_indicator > gamma)[:, None] & F.pad(seen, (0, 1), value=False)[None, :]
+    v_min = logits[..., :-1].amin(dim=(-2, -1), keepdim=True)
+    suppressed = (class_indicator > gamma)[..., None] & F.pad(seen & ~seen.all(), (0, 1), value=False)
     return torch.where(suppressed, v_min, logits)

@@ -55,10 +55,10 @@ class SemanticDecoder(nn.Module):
             F (N, Q, D), not normalised.
         """
         n, heads, num_queries = attention_bias.shape[:3]
-        bias = F.adaptive_max_pool2d(attention_bias.flatten(1, 2), grid) * self.bias_scale
+        bias = _max_pool_to(attention_bias.flatten(1, 2), grid) * self.bias_scale
         bias = bias.flatten(2).unflatten(1, (heads, num_queries))
-        alone = torch.full((num_queries, num_queries), float("-inf"), device=bias.device, dtype=bias.dtype)
-        alone.fill_diagonal_(0)
+        others = ~torch.eye(num_queries, dtype=torch.bool, device=bias.device)
+        alone = bias.new_zeros(num_queries, num_queries).masked_fill(others, float("-inf"))
         mask = torch.cat([bias, alone.expand(n, heads, -1, -1)], dim=-1)  # (N, Hb, Q, L + Q)
 
         proposals = tokens[:, :1].expand(-1, num_queries, -1)
@@ -67,6 +67,15 @@ class SemanticDecoder(nn.Module):
             if number < len(self.blocks):
                 tokens = block(tokens)
         return self.ln_post(proposals) @ self.proj
+
+
+def _max_pool_to(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Adaptive max pooling of (N, C, H, W) to ``grid``; where the cells are all of one size, by ordinary pooling, which
+    also exists in ONNX."""
+    (height, width), (rows, columns) = x.shape[-2:], grid
+    if height % rows == 0 and width % columns == 0:
+        return F.max_pool2d(x, (height // rows, width // columns))
+    return F.adaptive_max_pool2d(x, grid)
 
 
 def _attend(block: ResidualAttentionBlock, proposals: Tensor, patches: Tensor, mask: Tensor) -> Tensor:

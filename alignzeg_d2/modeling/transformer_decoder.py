@@ -53,5 +53,5 @@ class TransformerPixelDecoder(nn.Module):
     def forward(self, z_f: Tensor) -> Proposals:
         """``z_f`` (N, D, h, w) -> :class:`Proposals` of Q masks."""
         z = self.norm_features(z_f.flatten(2).transpose(1, 2))
-        q = self.mask_mlp(self.decoder(self.queries.expand(len(z), -1, -1), z))
+        q = self.mask_mlp(self.decoder(self.queries.expand(z.shape[0], -1, -1), z))
         return proposals_from(q, z, self.bias_mlp(z), self.num_bias_heads, (z_f.shape[-2], z_f.shape[-1]))

@@ -11,6 +11,7 @@ from alignzeg_d2.postprocessing import (
     PBC,
     POSTPROCESSOR_REGISTRY,
     NoCorrection,
+    best_classes,
     class_probabilities,
     semantic_labels,
     semantic_scores,
@@ -125,3 +126,11 @@ def test_memory_of_a_large_photo_is_bounded():
     script = _LARGE.replace("ROWS", "130")
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(run.stdout.split()[-1]) + 8 * 4000 * 3000 < 1.5e9
+
+
+def test_best_classes_are_the_largest_of_all_scores():
+    masks, probabilities = torch.randn(3, 5, 7), torch.rand(3, 4)
+    arguments = {"region": (4.5, 6.2), "output_size": (21, 15), "chunk_pixels": 40}
+    best, labels = semantic_scores(probabilities, masks, **arguments).max(dim=0)
+    found = best_classes(probabilities, masks, **arguments)
+    assert torch.equal(found[0], labels) and torch.equal(found[1], best)

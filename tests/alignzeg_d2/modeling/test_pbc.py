@@ -92,6 +92,13 @@ def test_eq_7_limits():
     assert (everywhere[:, :4].argmax(1) == 1).all()
 
 
+def test_eq_7_of_a_batch_is_that_of_each_image():
+    logits, indicator, seen = torch.randn(3, 6, 5), torch.rand(3, 6), torch.tensor([True, False, True, True])
+    each = [correct_bias(*image, seen, 0.4) for image in zip(logits, indicator, strict=True)]
+    assert torch.equal(correct_bias(logits, indicator, seen, 0.4), torch.stack(each))
+    assert not torch.equal(torch.stack(each), logits)
+
+
 def test_gradient_stops_before_the_features_unless_asked_for():
     features = torch.randn(2, 3, 8, requires_grad=True)
     for detach in (True, False):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from open_clip.transformer import VisionTransformer
 
-from alignzeg_d2.modeling.semantic_decoder import SemanticDecoder
+from alignzeg_d2.modeling.semantic_decoder import SemanticDecoder, _max_pool_to
 
 HEADS, WIDTH, GRID = 2, 32, (4, 4)
 LENGTH = GRID[0] * GRID[1]
@@ -95,3 +95,9 @@ def test_half_precision_with_infinite_mask_is_finite(vit, tokens):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = SemanticDecoder(vit, num_layers=2)(tokens, torch.randn(2, 1, 3, *GRID), GRID)
     assert features.isfinite().all()
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (4, 6), (3, 4), (8, 12)])
+def test_pooling_to_a_grid_is_adaptive_max_pooling(grid):
+    x = torch.randn(2, 3, 8, 12)
+    assert torch.equal(_max_pool_to(x, grid), torch.nn.functional.adaptive_max_pool2d(x, grid))
