@@ -57,7 +57,6 @@ UNSEEN = (
     "checkered blue tile",
     "netted yellow tile",
     "speckled purple tile",
-    "light bricks",
     "dark water",
 )
 SPLIT = ClassSplit(names=THINGS + STUFF, unseen=UNSEEN)
