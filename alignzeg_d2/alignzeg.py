@@ -97,11 +97,16 @@ class AlignZeg(nn.Module):
             chunk_pixels: output pixels computed at once.
 
         Raises:
-            ValueError: unknown ``output``.
+            ValueError: unknown ``output``, or a ``clip_resolution`` that does not bring whole patches to CLIP.
         """
         super().__init__()
         if output not in OUTPUTS:
             raise ValueError(f"MODEL.ALIGNZEG.TEST.OUTPUT must be one of {OUTPUTS}, got {output!r}")
+        if not (clip_image_encoder.patch_size / clip_resolution).is_integer():
+            raise ValueError(
+                f"MODEL.ALIGNZEG.CLIP.RESOLUTION={clip_resolution} does not bring whole patches to CLIP: its patch size "
+                f"{clip_image_encoder.patch_size} divided by it must be an integer, as with 1.0, 0.5 or 0.25"
+            )
         self.image_encoder = image_encoder
         self.clip_image_encoder = clip_image_encoder
         self.clip_resolution = clip_resolution

@@ -293,3 +293,8 @@ def test_text_tower_is_let_go(model):
 
 def test_built_by_name(demo_cfg):
     assert isinstance(build_model(demo_cfg()), AlignZeg)
+
+
+def test_a_resolution_that_cuts_patches_of_clip_is_an_error(demo_model):
+    with pytest.raises(ValueError, match=r"RESOLUTION=0.7 .* must be an integer"):
+        demo_model("MODEL.ALIGNZEG.CLIP.RESOLUTION", 0.7)
