@@ -2,8 +2,8 @@
 
 Protocols, from the metadata of the data set:
 
-    GZS3            vocabulary = all classes: mIoU over seen and over unseen classes, their harmonic mean hIoU,
-    mIoU, pAcc ZS3             vocabulary = unseen classes alone, pixels of seen classes ignored: mIoU, pAcc
+    GZS3            vocabulary = all classes: mIoU(S), mIoU(U), their harmonic mean hIoU, mIoU, pAcc
+    ZS3             vocabulary = unseen classes alone, pixels of seen classes ignored: mIoU, pAcc
     supervised      vocabulary = the classes that were trained: mIoU, pAcc
     cross-dataset   trained on another data set: mIoU, pAcc
 
