@@ -7,6 +7,7 @@
 :mod:`epsilon_d2.dataset_mapper`       dataset dicts to inputs
 :mod:`epsilon_d2.evaluation`           mAP and P, R, F1 at K: ZSL, GZSL and plain classification
 :mod:`epsilon_d2.predict`              labels of one's own images, from the command line
+:mod:`epsilon_d2.demo`                 all of it on the demo world
 :mod:`epsilon_d2.visualization`        top-K lists (Fig. 4) and what each group looks at (Fig. 1)
 =====================================  ==========================================================
 
