@@ -1,0 +1,14 @@
+"""The plain forms that the cost benchmark compares with compute the same thing."""
+
+import torch
+
+from benchmarks.alignzeg_cost import PlainSemanticDecoder
+
+
+def test_plain_semantic_decoder_has_the_features_of_ours(demo_model):
+    decoder = demo_model("MODEL.ALIGNZEG.SEMANTIC_DECODER.NUM_LAYERS", 3, "MODEL.ALIGNZEG.CLIP.TAP", 2).semantic_decoder
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 1 + 8 * 8, 128, generator=generator)
+    bias = 3 * torch.randn(2, 1, 16, 16, 16, generator=generator)
+    ours = decoder(tokens, bias, (8, 8))
+    torch.testing.assert_close(PlainSemanticDecoder(decoder)(tokens, bias, (8, 8)), ours, rtol=1e-4, atol=1e-4)
