@@ -52,6 +52,8 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     alignzeg.PIXEL_DECODER.NUM_QUERIES = 100  # N
     alignzeg.PIXEL_DECODER.NUM_HEADS = 1  # MRPE: heads of its attentions; Eq. 1 is single-headed
     alignzeg.PIXEL_DECODER.MLP_RATIO = 4.0
+    # MRPE: its MLPs and its last attention add to what they read, as in any transformer; False reads Sec. 3.1 literally.
+    alignzeg.PIXEL_DECODER.RESIDUAL = True
     alignzeg.PIXEL_DECODER.DECODER_LAYERS = 6  # TransformerPixelDecoder
     alignzeg.PIXEL_DECODER.DECODER_HEADS = 8  # TransformerPixelDecoder
 

@@ -49,10 +49,20 @@ class MRPE(nn.Module):
         Q'' = attn(Q', Z')                  final queries
         M   = Q'' Z'^T                      mask proposals
         B   = Q'' (MLP Z')^T                attention bias (suppl. Sec. 1)
+
+    With ``residual``, as in any transformer, the MLPs and the last attention add to what they read: MLP(x) above stands for
+    x + MLP(x), and Q'' for Q' + attn(Q', Z'). Without, the lines above are meant literally.
     """
 
     def __init__(
-        self, *, width: int, num_queries: int, num_bias_heads: int = 1, num_heads: int = 1, mlp_ratio: float = 4.0
+        self,
+        *,
+        width: int,
+        num_queries: int,
+        num_bias_heads: int = 1,
+        num_heads: int = 1,
+        mlp_ratio: float = 4.0,
+        residual: bool = True,
     ) -> None:
         """
         Args:
@@ -61,10 +71,12 @@ class MRPE(nn.Module):
             num_bias_heads: Hb, 1 for one bias map per proposal.
             num_heads: of the three attentions; 1 as in Eq. 1.
             mlp_ratio: hidden width of the MLPs as a multiple of D.
+            residual: whether the MLPs and the last attention add to what they read.
         """
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.num_bias_heads = num_bias_heads
+        self.residual = residual
         self.queries = nn.Parameter(torch.randn(num_queries, width))
         self.norm_queries, self.norm_features = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_attention = CrossAttention(width, num_heads)
@@ -83,6 +95,7 @@ class MRPE(nn.Module):
             num_bias_heads=num_bias_heads,
             num_heads=cfg.NUM_HEADS,
             mlp_ratio=cfg.MLP_RATIO,
+            residual=cfg.RESIDUAL,
         )
 
     def forward(self, z_f: Tensor) -> Proposals:
@@ -91,11 +104,17 @@ class MRPE(nn.Module):
         z = self.norm_features(z_f.flatten(2).transpose(1, 2))
         q = self.norm_queries(self.queries).expand(z.shape[0], -1, -1)
 
-        q = self.query_mlp(q + self.query_attention(q, z))
-        z = self.image_mlp(z + self.image_attention(z, q))
+        q = self._transform(q + self.query_attention(q, z), self.query_mlp)
+        z = self._transform(z + self.image_attention(z, q), self.image_mlp)
         z, q = self.norm_refined_features(z), self.norm_refined_queries(q)
-        q = self.final_attention(q, z)
+        q = self._add(q, self.final_attention(q, z))
         return proposals_from(q, z, self.bias_mlp(z), self.num_bias_heads, (height, width))
+
+    def _transform(self, x: Tensor, perceptron: nn.Module) -> Tensor:
+        return self._add(x, perceptron(x))
+
+    def _add(self, x: Tensor, update: Tensor) -> Tensor:
+        return x + update if self.residual else update
 
 
 def proposals_from(q: Tensor, z: Tensor, bias_features: Tensor, num_bias_heads: int, size: tuple[int, int]) -> Proposals:

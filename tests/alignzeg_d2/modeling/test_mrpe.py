@@ -37,19 +37,23 @@ def test_several_heads_split_the_width():
         CrossAttention(WIDTH, 5)
 
 
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("bias_heads", [1, 2])
-def test_forward_is_the_text_of_section_3_1(bias_heads):
+def test_forward_is_the_text_of_section_3_1(bias_heads, residual):
     torch.manual_seed(0)
-    mrpe = MRPE(width=WIDTH, num_queries=QUERIES, num_bias_heads=bias_heads)
+    mrpe = MRPE(width=WIDTH, num_queries=QUERIES, num_bias_heads=bias_heads, residual=residual)
     z_f = torch.randn(2, WIDTH, 3, 4)
     proposals = mrpe(z_f)
 
     z = mrpe.norm_features(z_f.flatten(2).transpose(1, 2))
     q = mrpe.norm_queries(mrpe.queries)[None].repeat(2, 1, 1)
-    q1 = mrpe.query_mlp(q + eq_1(mrpe.query_attention, q, z))
-    z1 = mrpe.image_mlp(z + eq_1(mrpe.image_attention, z, q1))  # keys and values from Q', as the text says
+    keep = float(residual)  # with residuals, MLP(x) of the text stands for x + MLP(x)
+    x = q + eq_1(mrpe.query_attention, q, z)
+    q1 = keep * x + mrpe.query_mlp(x)
+    x = z + eq_1(mrpe.image_attention, z, q1)
+    z1 = keep * x + mrpe.image_mlp(x)  # keys and values from Q', as the text says
     z1, q1 = mrpe.norm_refined_features(z1), mrpe.norm_refined_queries(q1)
-    q2 = eq_1(mrpe.final_attention, q1, z1)
+    q2 = keep * q1 + eq_1(mrpe.final_attention, q1, z1)
     assert proposals.mask_logits.shape == (2, QUERIES, 3, 4)
     torch.testing.assert_close(proposals.mask_logits.flatten(2), q2 @ z1.transpose(1, 2))
     assert proposals.attention_bias.shape == (2, bias_heads, QUERIES, 3, 4)
