@@ -1,6 +1,6 @@
 """Your own split in one script: CamVid, 8 seen and 3 unseen classes, 10 iterations of the VOC config.
 
-python docs/camvid_example.py path/to/camvid
+PYTHONPATH=. python docs/camvid_example.py path/to/camvid [KEY VALUE ...]   (no network: MODEL.ALIGNZEG.CLIP.PRETRAINED "")
 """
 
 import sys
