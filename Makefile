@@ -35,7 +35,7 @@ $(VENV)/.detectron2-done: $(VENV)/.torch-done scripts/install_detectron2.py
 	@touch $@
 
 $(READY): $(VENV)/.detectron2-done setup.py pyproject.toml
-	$(PIP) install $(PINNED) -e '.[opencv,demo,dev]'
+	$(PIP) install $(PINNED) -e '.[opencv,demo,export,dev]'
 	@touch $@
 
 demo: setup

@@ -29,6 +29,11 @@ EXTRAS_REQUIRE = {
     "demo": [
         "matplotlib>=3.7",  # the demo's pictures
     ],
+    "export": [
+        "onnx>=1.17",  # the file format, and the description in its metadata
+        "onnxscript>=0.5",  # torch.onnx translates PyTorch's operators with it
+        "onnxruntime>=1.20",  # runs what was exported beside the model, to compare them
+    ],
     "dev": [
         "pytest>=8",  # the tests
         "pytest-timeout>=2.3",  # a hanging process group fails its test instead of the whole run

@@ -1,0 +1,365 @@
+"""Export to ONNX or torch.export: one tensor of images in, class scores or label maps out.
+
+    python -m alignzeg_d2.export --config-file configs/demo/alignzeg.yaml --weights output/demo/model_final.pth \
+        --format onnx --vocabulary "plain red tile, dark water, dark sand" --output model.onnx
+
+The vocabulary is baked in, or with ``--vocabulary-input`` two further inputs carry it. The number of images and their sizes
+stay free; sides must be multiples of the model's ``size_divisibility``, see :func:`prepare_image`. Before it is kept, the
+program is compared with the model itself.
+
+Shapes: N images, Q proposals, K classes, D embedding, (H, W) the image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from detectron2.data import transforms as T
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from alignzeg_d2.alignzeg import OUTPUTS, AlignZeg
+from alignzeg_d2.postprocessing import class_probabilities
+from alignzeg_d2.predictor import (
+    AlignZegPredictor,
+    add_model_arguments,
+    config_from_arguments,
+    set_vocabulary_from_arguments,
+)
+from zeroshot_d2.class_split import ClassSplit
+
+FORMATS = {"onnx": ".onnx", "torch_export": ".pt2"}
+# The entry of ONNX's metadata and the name of torch.export's extra file under which the description stands.
+DESCRIPTION_KEY = "alignzeg.json"
+# Greatest difference from the model's own scores. They are sums of probabilities times masks, hence of order 1; the
+# kernels of two runtimes round differently, and CLIP's logit scale multiplies that by 100.
+TOLERANCE = 1e-3
+
+Run = Callable[[dict[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a user of the exported file must know.
+
+    Args:
+        output: "scores" or "labels".
+        input_format: channel order, "RGB" or "BGR".
+        size_divisibility: sides of the input must be multiples of it.
+        short_side, max_side: the test size; 0 as short side leaves images as they are.
+        padding: the value of each channel to pad with.
+        names, prompts, unseen: of the vocabulary baked in; None where it is an input.
+    """
+
+    output: str
+    input_format: str
+    size_divisibility: int
+    short_side: int
+    max_side: int
+    padding: tuple[float, ...]
+    names: tuple[str, ...] | None = None
+    prompts: tuple[str, ...] | None = None
+    unseen: tuple[str, ...] | None = None
+
+
+class ExportableAlignZeg(nn.Module):
+    """AlignZeg as a function of tensors alone: no dicts, no lists, no data sets, no text encoder."""
+
+    prototypes: Tensor | None
+    seen: Tensor | None
+
+    def __init__(self, model: AlignZeg, vocabulary: ClassSplit | None, output: str = "scores") -> None:
+        """
+        Args:
+            model: in evaluation mode.
+            vocabulary: baked in; None makes it two further inputs of ``forward``.
+            output: "scores" or "labels".
+
+        Raises:
+            ValueError: unknown ``output``.
+        """
+        super().__init__()
+        if output not in OUTPUTS:
+            raise ValueError(f"the output must be one of {OUTPUTS}, got {output!r}")
+        self.model = model
+        self.output = output
+        inputs = None if vocabulary is None else vocabulary_inputs(model, vocabulary)
+        for name in ("prototypes", "seen"):
+            self.register_buffer(name, None if inputs is None else inputs[name])
+
+    def forward(self, images: Tensor, prototypes: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            images: (N, 3, H, W) in the channel order of cfg.INPUT.FORMAT, 0 to 255.
+            prototypes: T (K, D), unit length, unless baked in.
+            seen: (K,) bool, classes that training knew, unless baked in.
+
+        Returns:
+            scores (N, K, H, W), or the best class of each pixel (N, H, W).
+        """
+        model = self.model
+        prototypes = self.prototypes if prototypes is None else prototypes
+        seen = self.seen if seen is None else seen
+        mask_logits, features = model.extract_proposals((images - model.pixel_mean) / model.pixel_std)
+        logits = model.classifier(model.classifier.refine(features), prototypes)
+        indicator = model.class_indicator(features).sigmoid() if model.class_indicator is not None else None
+        corrected = model.postprocessor(logits, indicator, seen)
+        probabilities = class_probabilities(corrected, background_in_softmax=model.background_in_softmax)
+        masks = F.interpolate(mask_logits, size=images.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
+        scores = torch.einsum("nqk,nqhw->nkhw", probabilities, masks)
+        return scores if self.output == "scores" else scores.argmax(dim=1)
+
+
+def vocabulary_inputs(model: AlignZeg, vocabulary: ClassSplit) -> dict[str, Tensor]:
+    """What ``--vocabulary-input`` asks for: ``prototypes`` (K, D) float and ``seen`` (K,) bool."""
+    return {"prototypes": model.text_embeddings(vocabulary.prompts).to(model.device), "seen": model.seen_mask(vocabulary)}
+
+
+def prepare_image(image: npt.NDArray[np.uint8], description: Mapping[str, Any]) -> tuple[npt.NDArray[np.float32], int, int]:
+    """An image as the exported program wants it: resized to the test size, padded on the right and below.
+
+    Args:
+        image: (H, W, 3) uint8 in the channel order of ``description["input_format"]``.
+        description: as :func:`read_description` returns it.
+
+    Returns:
+        (3, H', W') float, and the height and width of the part that the image covers: crop the program's output to it, then
+        resize the crop to (H, W).
+    """
+    transform = T.ResizeShortestEdge(description["short_side"], description["max_side"]).get_transform(image)
+    resized = transform.apply_image(image).astype(np.float32).transpose(2, 0, 1)
+    height, width = resized.shape[1:]
+    divisor = description["size_divisibility"]
+    padded = np.empty((3, *(-(-side // divisor) * divisor for side in (height, width))), dtype=np.float32)
+    padded[:] = np.array(description["padding"], dtype=np.float32)[:, None, None]
+    padded[:, :height, :width] = resized
+    return padded, height, width
+
+
+def trace(program: ExportableAlignZeg, inputs: Mapping[str, Tensor]) -> ExportedProgram:
+    """torch.export with free N, H, W and, where it is an input, K.
+
+    Args:
+        program: what to export.
+        inputs: examples of ``images`` (N, 3, H, W) and, if the vocabulary is an input, ``prototypes`` and ``seen``. No
+            dimension may be 1: torch.export would take it as fixed.
+    """
+    divisor = program.model.size_divisibility
+    shapes: dict[str, Any] = {"images": {0: Dim("n"), 2: divisor * Dim("h"), 3: divisor * Dim("w")}}
+    if "prototypes" in inputs:
+        shapes["prototypes"] = shapes["seen"] = {0: Dim("k")}
+    with _exportable(program):
+        return torch.export.export(program, (), dict(inputs), dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def _exportable(program: nn.Module) -> Iterator[None]:
+    """Without gradients, and with attention in its plain form: the fused one is a kernel that only PyTorch has."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    learns = [parameter for parameter in program.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learns:
+            parameter.requires_grad_(False)
+        with torch.no_grad():  # else the frozen part would become a block of its own, which .pt2 archives cannot hold
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for parameter in learns:
+            parameter.requires_grad_(True)
+
+
+def save_torch_export(exported: ExportedProgram, path: Path, description: Description) -> Run:
+    """Write a .pt2 archive; returns the program as loaded from it."""
+    torch.export.save(exported, path, extra_files={DESCRIPTION_KEY: json.dumps(asdict(description))})
+    loaded = torch.export.load(path).module()
+    return lambda inputs: loaded(**inputs)
+
+
+def save_onnx(exported: ExportedProgram, path: Path, description: Description) -> Run:
+    """Write an ONNX file; returns it as run by onnxruntime.
+
+    Raises:
+        ModuleNotFoundError: without the packages of the extra "export".
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}; ONNX needs the extra: pip install -e '.[export]'", name=error.name) from error
+    # It warns of every node with several outputs that it does not fold.
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
+    converted = torch.onnx.export(exported, (), dynamo=True, verbose=False)
+    assert converted is not None
+    converted.model.graph.outputs[0].name = description.output
+    converted.model.metadata_props[DESCRIPTION_KEY] = json.dumps(asdict(description))
+    converted.save(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: tensor.cpu().numpy() for name, tensor in inputs.items()})[0])
+
+    return run
+
+
+SAVERS: dict[str, Callable[[ExportedProgram, Path, Description], Run]] = {
+    "onnx": save_onnx,
+    "torch_export": save_torch_export,
+}
+
+
+def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The :class:`Description` in an exported file, as a dict."""
+    if Path(path).suffix == FORMATS["onnx"]:
+        import onnx
+
+        return json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}[DESCRIPTION_KEY])
+    extra = {DESCRIPTION_KEY: ""}
+    torch.export.load(path, extra_files=extra)
+    return json.loads(extra[DESCRIPTION_KEY])
+
+
+@torch.no_grad()
+def largest_difference(run: Run, program: ExportableAlignZeg, vocabularies: Sequence[ClassSplit], baked: bool) -> float:
+    """How far the exported program is from the model itself, on random images of several numbers and sizes.
+
+    Args:
+        run: the exported program.
+        program: what was exported.
+        vocabularies: to compare on; with a baked-in vocabulary that one.
+        baked: whether the vocabulary is baked in.
+
+    Returns:
+        the greatest difference of scores, or the share of pixels with another label.
+    """
+    model = program.model
+    divisor = model.size_divisibility
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for number, (count, rows, columns) in enumerate(((1, 4, 4), (3, 2, 5), (2, 7, 3))):
+        vocabulary = vocabularies[number % len(vocabularies)]
+        images = torch.randint(0, 256, (count, 3, rows * divisor, columns * divisor), generator=generator)
+        images = images.to(model.device, torch.float32)
+        inputs = {"images": images, **({} if baked else vocabulary_inputs(model, vocabulary))}
+        ours = model([{"image": image, "vocabulary": vocabulary} for image in images])
+        expected = torch.stack([output["sem_seg" if program.output == "scores" else "sem_seg_labels"] for output in ours])
+        given = run(inputs).to(expected.device)
+        if given.shape != expected.shape:
+            raise ValueError(f"the exported program returned {tuple(given.shape)} instead of {tuple(expected.shape)}")
+        if program.output == "labels":
+            worst = max(worst, (given != expected).float().mean().item())
+        else:
+            worst = max(worst, (given - expected).abs().max().item())
+    return worst
+
+
+def export(
+    predictor: AlignZegPredictor, path: Path, *, file_format: str, output: str = "scores", vocabulary_input: bool = False
+) -> float:
+    """Export a predictor's model with its vocabulary, and compare the file with the model.
+
+    Args:
+        predictor: with its vocabulary set.
+        path: of the file; with ``vocabulary_input``, ``path`` with the ending .vocabulary.npz gets the two inputs of the
+            predictor's vocabulary.
+        file_format: "onnx" or "torch_export".
+        output: "scores" or "labels".
+        vocabulary_input: leave the vocabulary open.
+
+    Returns:
+        the greatest difference, see :func:`largest_difference`.
+
+    Raises:
+        ValueError: unknown format or output, a wrong ending of ``path``, or the difference is too large.
+    """
+    if file_format not in FORMATS:
+        raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {file_format!r}")
+    if path.suffix != FORMATS[file_format]:
+        raise ValueError(f"a file of format {file_format} ends with {FORMATS[file_format]}, got {path}")
+    vocabulary = predictor.vocabulary
+    model = predictor.model
+    model.output, model.return_proposals = output, False
+    program = ExportableAlignZeg(model, None if vocabulary_input else vocabulary, output).eval()
+    cfg = predictor.cfg
+    description = Description(
+        output=output,
+        input_format=cfg.INPUT.FORMAT,
+        size_divisibility=model.size_divisibility,
+        short_side=cfg.INPUT.MIN_SIZE_TEST,
+        max_side=cfg.INPUT.MAX_SIZE_TEST,
+        padding=tuple(cfg.MODEL.PIXEL_MEAN),
+        names=None if vocabulary_input else vocabulary.names,
+        prompts=None if vocabulary_input else vocabulary.prompts,
+        unseen=None if vocabulary_input else vocabulary.unseen,
+    )
+    inputs = {"images": torch.zeros(2, 3, 3 * model.size_divisibility, 5 * model.size_divisibility, device=model.device)}
+    vocabularies = [vocabulary]
+    if vocabulary_input:
+        given = vocabulary_inputs(model, vocabulary)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            path.with_suffix(".vocabulary.npz"),
+            names=np.array(vocabulary.names),
+            prototypes=given["prototypes"].cpu().numpy(),
+            seen=given["seen"].cpu().numpy(),
+        )
+        other = predictor.set_vocabulary(["person", "animal", "plant", "thing"])
+        predictor.set_vocabulary(vocabulary)
+        vocabularies.append(other)
+        inputs.update(vocabulary_inputs(model, other))  # several classes, whatever the vocabulary's number
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = SAVERS[file_format](trace(program, inputs), path, description)
+    difference = largest_difference(run, program, vocabularies, baked=not vocabulary_input)
+    if not difference <= (TOLERANCE if output == "scores" else 0.01):
+        raise ValueError(f"{path} differs from the model by {difference:.2g}: do not use it (PyTorch {torch.__version__})")
+    return difference
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run with the command-line arguments ``argv``.
+
+    Raises:
+        FileNotFoundError: the config or the weights do not exist.
+        ValueError: as :func:`export`, or the vocabulary is faulty.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m alignzeg_d2.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--format", choices=list(FORMATS), default="onnx")
+    parser.add_argument("--output", required=True, type=Path, help="the file, ending with .onnx or .pt2")
+    parser.add_argument(
+        "--returns", choices=OUTPUTS, default="scores", help="(N, K, H, W) scores or (N, H, W) class indices"
+    )
+    parser.add_argument(
+        "--vocabulary-input", action="store_true", help="make the vocabulary an input instead of baking it in"
+    )
+    add_model_arguments(parser)
+    args = parser.parse_args(argv)
+    predictor = AlignZegPredictor(config_from_arguments(args))
+    split = set_vocabulary_from_arguments(predictor, args)
+    difference = export(
+        predictor, args.output, file_format=args.format, output=args.returns, vocabulary_input=args.vocabulary_input
+    )
+    what = "greatest difference of scores" if args.returns == "scores" else "share of pixels with another label"
+    print(
+        f"{args.output}: {len(split)} classes {'as input' if args.vocabulary_input else 'baked in'}; "
+        f"{what} from PyTorch: {difference:.1g}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Exported programs give what the model gives, for every number and size of images; and docs/export.md as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alignzeg_d2.export import (
+    TOLERANCE,
+    ExportableAlignZeg,
+    export,
+    main,
+    prepare_image,
+    read_description,
+    save_onnx,
+    vocabulary_inputs,
+)
+from zeroshot_d2.demo_world import render
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^python -m alignzeg_d2\.export ((?:.*\\\n)*.*)$", PAGE, re.M)
+NAMES = ["plain blue tile", "dark water|dark sea", "zebra"]
+
+
+def photo(index: int, width: int = 64) -> np.ndarray:
+    """(64, width, 3) RGB."""
+    return np.concatenate([render(7, index).image, render(7, index + 1).image], axis=1)[:, :width]
+
+
+@pytest.mark.parametrize("output", ["scores", "labels"])
+@pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
+def test_the_function_of_tensors_is_the_model(predictor, output, gamma):
+    predictor.model.postprocessor.gamma = gamma
+    split = predictor.set_vocabulary(NAMES)
+    images = torch.tensor(np.stack([photo(0, 96), photo(1, 96)])).permute(0, 3, 1, 2).float()
+    predictor.model.output = output
+    key = "sem_seg" if output == "scores" else "sem_seg_labels"
+    with torch.no_grad():
+        expected = torch.stack([o[key] for o in predictor.model([{"image": x, "vocabulary": split} for x in images])])
+        baked = ExportableAlignZeg(predictor.model, split, output)(images)
+        given = ExportableAlignZeg(predictor.model, None, output)(images, **vocabulary_inputs(predictor.model, split))
+    assert torch.equal(baked, given)
+    torch.testing.assert_close(baked, expected, atol=1e-5, rtol=0)
+
+
+def test_a_vocabulary_without_unseen_classes_is_not_corrected(predictor):
+    """As in Eq. 7's implementation: no image's scores change where there is nothing to favour."""
+    predictor.model.postprocessor.gamma = 0.0
+    split = predictor.set_vocabulary(["plain blue tile", "dark grass"])
+    assert split.unseen == ()
+    images = torch.tensor(photo(0)).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        scores = ExportableAlignZeg(predictor.model, split)(images)
+        predictor.model.postprocessor.gamma = 1.0
+        assert torch.equal(scores, ExportableAlignZeg(predictor.model, split)(images))
+
+
+def test_images_are_padded_with_the_mean_and_cropped_again(predictor):
+    predictor.set_vocabulary(NAMES)
+    image = photo(0, 91)[:53]
+    description = {"short_side": 64, "max_side": 2560, "size_divisibility": 8, "padding": predictor.cfg.MODEL.PIXEL_MEAN}
+    padded, height, width = prepare_image(image, description)
+    assert (height, width) == (64, 110) and padded.shape == (3, 64, 112)
+    np.testing.assert_allclose(padded[:, :, 110:].max(axis=(1, 2)), description["padding"], rtol=1e-6)
+    np.testing.assert_allclose(padded[:, :, 110:].min(axis=(1, 2)), description["padding"], rtol=1e-6)
+    with torch.no_grad():
+        scores = ExportableAlignZeg(predictor.model, predictor.vocabulary)(torch.tensor(padded)[None])
+    resized = np.ascontiguousarray(padded[:, :height, :width].transpose(1, 2, 0)[:, :, ::-1]).astype(np.uint8)
+    expected = predictor(resized, scores=True).scores
+    torch.testing.assert_close(scores[0, :, :height, :width], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "name", "output", "message"),
+    [
+        ("tflite", "model.tflite", "scores", "--format must be one of onnx, torch_export, got 'tflite'"),
+        ("onnx", "model.pt2", "scores", r"a file of format onnx ends with \.onnx, got .*model\.pt2"),
+        ("onnx", "model.onnx", "masks", "must be one of .*got 'masks'"),
+    ],
+)
+def test_faulty_arguments(predictor, tmp_path, file_format, name, output, message):
+    with pytest.raises(ValueError, match=message):
+        export(predictor, tmp_path / name, file_format=file_format, output=output)
+
+
+def test_without_the_extra_one_sentence_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[export\]'"):
+        save_onnx(None, tmp_path / "model.onnx", None)
+
+
+# ---- docs/export.md: its commands, and what they wrote ----
+
+
+@pytest.fixture(scope="module")
+def folder_of_the_page(tiny_checkpoint, tmp_path_factory):
+    """A folder with the files that the page speaks of."""
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "output/demo").mkdir(parents=True)
+    (folder / "output/demo/model_final.pth").symlink_to(tiny_checkpoint)
+    Image.fromarray(photo(0, 91)[:53]).save(folder / "photo.png")
+    return folder
+
+
+@pytest.fixture
+def exported(folder_of_the_page, monkeypatch, capsys):
+    """``exported(name)``: the file that the page's command wrote, run at most once."""
+    monkeypatch.chdir(folder_of_the_page)
+
+    def run(name: str) -> Path:
+        path = Path("exported") / name
+        if not path.exists():
+            (command,) = (command for command in COMMANDS if str(path) in command)
+            assert main(shlex.split(command.replace("\\\n", " "))) == 0
+            assert re.search(r"(baked in|as input); .* from PyTorch: \d", capsys.readouterr().out)
+        return path
+
+    return run
+
+
+def test_the_page_has_these_commands():
+    outputs = [re.search(r"--output exported/(\S+)", command)[1] for command in COMMANDS]
+    assert outputs == ["scores.onnx", "open.onnx", "scores.pt2"]
+
+
+@pytest.mark.parametrize("name", ["scores.onnx", "scores.pt2"])
+def test_a_baked_in_vocabulary(exported, name):
+    description = read_description(exported(name))
+    assert description["names"] == ["plain blue tile", "dark water", "light sand"]
+    assert description["unseen"] == ["dark water"]
+    assert (description["output"], description["input_format"], description["size_divisibility"]) == ("scores", "RGB", 8)
+    assert (description["short_side"], description["max_side"]) == (64, 2560)
+
+
+def test_an_open_vocabulary_in_onnxruntime(exported, predictor):
+    session = onnxruntime.InferenceSession(str(exported("open.onnx")))
+    assert [i.name for i in session.get_inputs()] == ["images", "prototypes", "seen"]
+    assert read_description(exported("open.onnx"))["names"] is None
+    images = np.stack([photo(2, 72), photo(5, 72)]).astype(np.float32).transpose(0, 3, 1, 2)
+    predictor.model.output = "labels"
+    different = set()
+    for names in (["zebra"], NAMES, ["dark sand", "light grass", "dark bricks", "plain red tile", "striped red tile"]):
+        split = predictor.set_vocabulary(names)
+        given = {name: tensor.numpy() for name, tensor in vocabulary_inputs(predictor.model, split).items()}
+        (labels,) = session.run(None, {"images": images, **given})
+        with torch.no_grad():
+            outputs = predictor.model([{"image": torch.tensor(x), "vocabulary": split} for x in images])
+        expected = np.stack([output["sem_seg_labels"].numpy() for output in outputs])
+        assert labels.shape == (2, 64, 72) and (labels != expected).mean() < 0.01
+        different |= {len(np.unique(labels))}
+    assert max(different) > 1
+
+
+def test_python_of_the_page(exported, predictor):
+    for name in ("scores.onnx", "open.onnx", "scores.pt2"):
+        exported(name)
+    first, second = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    scope: dict = {}
+    exec(first, scope)
+    in_onnxruntime, (height, width) = scope["scores"], (scope["height"], scope["width"])
+    assert (height, width) == (64, 110) and scope["labels"].shape == (64, 110)
+    predictor.set_vocabulary(["plain blue tile", "dark water", "light sand"])
+    resized = scope["padded"][::-1, :height, :width].transpose(1, 2, 0).astype(np.uint8)
+    expected = predictor(np.ascontiguousarray(resized), scores=True).scores.numpy()
+    np.testing.assert_allclose(in_onnxruntime, expected, atol=TOLERANCE)
+    exec(second, scope)
+    np.testing.assert_allclose(scope["scores"][0, :, :height, :width].detach(), expected, atol=TOLERANCE)
+    assert scope["vocabulary"]["names"].tolist() == ["dark water", "zebra"]
