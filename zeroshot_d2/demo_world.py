@@ -191,7 +191,8 @@ def render(
         seed, index: determine the image completely, on every machine.
         size: side S in pixels, at least 32.
         num_objects: the least and the greatest number of tiles.
-        classes: tile classes to draw from (indices into :data:`THINGS`); all by default.
+        classes: vocabulary indices of the classes to draw from; all by default. Without a tile, or without a ground, among
+            them all of that kind are drawn.
 
     Raises:
         ValueError: if ``size`` is below 32 or ``num_objects`` is not an ordered pair of counts.
@@ -202,12 +203,14 @@ def render(
         raise ValueError(f"num_objects must be (least, greatest) with 0 <= least <= greatest, got {num_objects}")
     rng = np.random.default_rng([seed, index])
     rows, columns = _grid(size)
-    choices = np.arange(len(THINGS)) if classes is None else np.asarray(list(classes))
+    wanted = np.arange(len(SPLIT)) if classes is None else np.asarray(list(classes))
+    choices = wanted[wanted < len(THINGS)] if (wanted < len(THINGS)).any() else np.arange(len(THINGS))
+    stuff = wanted[wanted >= len(THINGS)] if (wanted >= len(THINGS)).any() else np.arange(len(THINGS), len(SPLIT))
 
-    grounds = len(THINGS) + rng.permutation(len(STUFF))[:2]
+    grounds = rng.permutation(stuff)[:2]
     image = _paint_ground(SPLIT.names[grounds[0]], size, rng)
     label = np.full((size, size), grounds[0], dtype=np.uint8)
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and len(grounds) == 2:
         beyond = _ground_border(size, rng)
         image[beyond] = _paint_ground(SPLIT.names[grounds[1]], size, rng)[beyond]
         label[beyond] = grounds[1]
@@ -240,7 +243,12 @@ def render(
 
 
 def render_files(
-    seed: int, num_images: int, *, size: int = 64, num_objects: tuple[int, int] = (2, 3)
+    seed: int,
+    num_images: int,
+    *,
+    size: int = 64,
+    num_objects: tuple[int, int] = (2, 3),
+    classes: tuple[int, ...] | None = None,
 ) -> list[dict[str, Any]]:
     """Render images into the cache folder (those not there yet) and list them.
 
@@ -253,9 +261,9 @@ def render_files(
     if num_images < 1:
         raise ValueError(f"a demo world needs at least one image, got num_images={num_images}")
     # Named by what the renderer draws, so that images of an older renderer are never mistaken for today's.
-    drawn = hashlib.sha256()
+    drawn = hashlib.sha256(b"" if classes is None else repr(classes).encode())
     for index in range(2):
-        drawn.update(render(seed, index, size=size, num_objects=num_objects).image.tobytes())
+        drawn.update(render(seed, index, size=size, num_objects=num_objects, classes=classes).image.tobytes())
     folder = cache_directory() / "demo_world" / f"seed{seed}_size{size}_{drawn.hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = [
@@ -271,7 +279,7 @@ def render_files(
     present = set(os.listdir(folder))
     missing = [r for r in records if not {Path(r["file_name"]).name, Path(r["sem_seg_file_name"]).name} <= present]
     for record in tqdm(missing, desc=f"rendering seed {seed}", unit="image", disable=len(missing) < 1000):
-        rendered = render(seed, record["image_id"], size=size, num_objects=num_objects)
+        rendered = render(seed, record["image_id"], size=size, num_objects=num_objects, classes=classes)
         _write_png(rendered.label, Path(record["sem_seg_file_name"]))
         _write_png(rendered.image, Path(record["file_name"]))
     return records
@@ -319,14 +327,18 @@ def register_demo_world_multilabel(
     vocabulary: Vocabulary = "all",
     size: int = 64,
     num_objects: tuple[int, int] = (3, 5),
+    draw_unseen: bool = True,
 ) -> None:
     """Register ``num_images`` images of the world ``seed`` with image-level labels: the classes that are visible.
 
     Args as for :func:`register_demo_world`; labels of classes outside ``vocabulary`` are left out.
+        draw_unseen: whether unseen classes occur at all. An image in which they do, unlabelled, teaches that a class with
+            the same colour or texture is absent where that colour or texture is plain to see.
     """
+    classes = None if draw_unseen else tuple(int(k) for k in SPLIT.seen_indices)
 
     def labels() -> dict[str, list[str]]:
-        records = render_files(seed, num_images, size=size, num_objects=num_objects)
+        records = render_files(seed, num_images, size=size, num_objects=num_objects, classes=classes)
         return {
             record["file_name"]: [SPLIT.names[k] for k in np.unique(np.asarray(Image.open(record["sem_seg_file_name"])))]
             for record in records
@@ -347,6 +359,8 @@ def register_builtin() -> None:
     register_demo_world("demo_world_val", VAL_SEED, NUM_VAL)
     register_demo_world("demo_world_val_unseen", VAL_SEED, NUM_VAL, vocabulary="unseen")
     register_demo_world("demo_world_held_out", HELD_OUT_SEED, NUM_VAL)
-    register_demo_world_multilabel("demo_world_multilabel_train", TRAIN_SEED, NUM_TRAIN_MULTILABEL, vocabulary="seen")
+    register_demo_world_multilabel(
+        "demo_world_multilabel_train", TRAIN_SEED, NUM_TRAIN_MULTILABEL, vocabulary="seen", draw_unseen=False
+    )
     register_demo_world_multilabel("demo_world_multilabel_test", VAL_SEED, NUM_TEST_MULTILABEL)
     register_demo_world_multilabel("demo_world_multilabel_held_out", HELD_OUT_SEED, NUM_TEST_MULTILABEL)

@@ -45,3 +45,16 @@ def test_the_seen_vocabulary_leaves_out_the_unseen_labels(register):
         unseen += len(a["positive_labels"]) - len(kept)
     assert unseen > 0  # unseen classes do occur in training images; only their labels are missing
     assert np.all([a["file_name"] == b["file_name"] for a, b in zip(whole, seen, strict=True)])
+
+
+def test_without_unseen_classes(register):
+    drawn = {k for record in register("demo_labels_drawn", draw_unseen=False) for k in record["positive_labels"].tolist()}
+    assert drawn and not drawn & set(SPLIT.unseen_indices.tolist())
+    rendered = render(5, 3, num_objects=(3, 5), classes=SPLIT.seen_indices)
+    assert DatasetCatalog.get("demo_labels_drawn")[3]["positive_labels"].tolist() == list(rendered.classes)
+
+
+def test_one_ground_alone():
+    ground = SPLIT.names.index("dark sand")
+    for index in range(4):
+        assert set(render(0, index, classes=[7, ground]).classes) == {7, ground}
