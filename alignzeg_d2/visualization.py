@@ -562,7 +562,7 @@ def corrections_figure(corrections: Sequence[Correction], split: ClassSplit, *, 
             unseen = split.names[correction.truth] in split.unseen
             axes_row[0].set_xlabel(
                 f"truth: {class_text(split, correction.truth)}",
-                fontsize=7.5,
+                fontsize=6.5,
                 color=UNSEEN_COLOR if unseen else _INK,
                 fontweight="bold" if unseen else "normal",
                 labelpad=3,
