@@ -1,7 +1,8 @@
 # make setup   a virtual environment in .venv with everything, detectron2 included
-# make demo    train AlignZeg on the embedded zero-shot world and write output/demo/report.html
+# make demo    train both systems on the embedded zero-shot world and write output/demo/report.html
 # make test    lint, then all tests
 # make lint    ruff and mypy
+# make docs    the documentation as a site in output/site
 # make clean   remove caches and build products (not .venv, not output/)
 #
 # Variables: PYTHON (the interpreter that makes .venv), VENV, CONSTRAINTS (empty: newest versions instead of the exact ones)
@@ -15,10 +16,10 @@ PIP     := $(PY) -m pip --disable-pip-version-check
 PINNED  := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 READY   := $(VENV)/.setup-done
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint docs clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 8
 
 setup: $(READY)
 
@@ -35,7 +36,7 @@ $(VENV)/.detectron2-done: $(VENV)/.torch-done scripts/install_detectron2.py
 	@touch $@
 
 $(READY): $(VENV)/.detectron2-done setup.py pyproject.toml
-	$(PIP) install $(PINNED) -e '.[opencv,demo,export,dev]'
+	$(PIP) install $(PINNED) -e '.[opencv,demo,web,export,docs,dev]'
 	@touch $@
 
 demo: setup
@@ -47,6 +48,9 @@ test: lint
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+docs: setup
+	$(PY) -m mkdocs build --strict --site-dir output/site
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

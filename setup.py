@@ -27,16 +27,27 @@ EXTRAS_REQUIRE = {
     # opencv-python-headless install the same folder: an environment that has the former must not get the latter on top.
     "opencv": ["opencv-python-headless>=4.7"],  # the same cv2 without libGL, which a bare Debian lacks
     "demo": [
-        "matplotlib>=3.7",  # the demo's pictures
+        "matplotlib>=3.7",  # the pictures of the demo and of the figure commands
+        "scikit-learn>=1.3",  # t-SNE of proposal features
+    ],
+    "web": [
+        "gradio>=5",  # the web page
     ],
     "export": [
         "onnx>=1.17",  # the file format, and the description in its metadata
         "onnxscript>=0.5",  # torch.onnx translates PyTorch's operators with it
         "onnxruntime>=1.20",  # runs what was exported beside the model, to compare them
     ],
+    "docs": [
+        "mkdocs-material>=9.5",  # docs/ as a site
+    ],
     "dev": [
         "pytest>=8",  # the tests
         "pytest-timeout>=2.3",  # a hanging process group fails its test instead of the whole run
+        "torchmetrics>=1.4",  # an independent reference for the metrics
+        "nbclient>=0.10",  # runs the notebooks in the tests
+        "ipykernel>=6.29",  # the notebooks' kernel
+        "selenium>=4.20",  # drives Debian's Chromium in the test of the web page
         "ruff>=0.6",  # lint
         "mypy>=1.11",  # types
     ],
