@@ -7,6 +7,14 @@
 :mod:`alignzeg_d2.postprocessing`      score correction and semantic inference
 :mod:`alignzeg_d2.dataset_mapper`      dataset dicts to inputs
 :mod:`alignzeg_d2.evaluation`          the protocols GZS3, ZS3, cross-dataset and oracle
+:mod:`alignzeg_d2.gamma_sweep`         all thresholds of PBC in one pass, Fig. 6 left
+:mod:`alignzeg_d2.predictor`           a vocabulary of one's own, from Python
+:mod:`alignzeg_d2.predict`             the same for photos and videos, from the command line
+:mod:`alignzeg_d2.web`                 the same in the browser
+:mod:`alignzeg_d2.export`              ONNX and torch.export
+:mod:`alignzeg_d2.visualization`       the paper's figures from arrays
+:mod:`alignzeg_d2.figures`             the same for a trained model, from the command line
+:mod:`alignzeg_d2.demo`                all of it on the demo world, with a report (``demo_report``)
 =====================================  ==========================================================
 
 Importing this package registers the model and the data sets with Detectron2's registries; it reads no data.

@@ -7,8 +7,11 @@
 :mod:`epsilon_d2.dataset_mapper`       dataset dicts to inputs
 :mod:`epsilon_d2.evaluation`           mAP and P, R, F1 at K: ZSL, GZSL and plain classification
 :mod:`epsilon_d2.predict`              labels of one's own images, from the command line
-:mod:`epsilon_d2.demo`                 all of it on the demo world
+:mod:`epsilon_d2.web`                  the same in the browser
+:mod:`epsilon_d2.export`               ONNX and torch.export
 :mod:`epsilon_d2.visualization`        top-K lists (Fig. 4) and what each group looks at (Fig. 1)
+:mod:`epsilon_d2.figures`              the same for a trained model, from the command line
+:mod:`epsilon_d2.demo`                 all of it on the demo world
 =====================================  ==========================================================
 
 Importing this package registers the model and the data sets with Detectron2's registries; it reads no data.
