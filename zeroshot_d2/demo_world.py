@@ -77,7 +77,6 @@ def _mix(rgb: tuple[int, int, int], share: float, white: float) -> tuple[int, in
     return red, green, blue
 
 
-
 # The registered sets. Nothing was ever tuned on HELD_OUT_SEED.
 TRAIN_SEED, VAL_SEED, HELD_OUT_SEED = 1, 2, 20261124
 NUM_TRAIN, NUM_VAL = 4000, 400
