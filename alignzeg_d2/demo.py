@@ -31,18 +31,26 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference
 from alignzeg_d2 import AlignZeg, AlignZegDatasetMapper, add_alignzeg_config
 from alignzeg_d2.demo_report import Picture, Section, render_report
 from alignzeg_d2.evaluation import OracleEvaluator, ZeroShotSemSegEvaluator, format_results_table
-from alignzeg_d2.gamma_sweep import OFF, GammaSweepEvaluator, segment_with_gamma
+from alignzeg_d2.figures import (
+    MIN_WEIGHT,
+    UNSEEN_SHARE,
+    heavy_corrections,
+    labels_without_pbc,
+    read_truth,
+    shows_unseen,
+)
+from alignzeg_d2.gamma_sweep import GammaSweepEvaluator
 from alignzeg_d2.visualization import (
     Comparison,
     Correction,
-    changed_proposals,
-    class_under_mask,
+    LabelArray,
     comparison_figure,
     corrections_figure,
     gamma_figure,
     save_figure,
     unseen_iou_figure,
 )
+from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.datasets.sem_seg import read_label
 from zeroshot_d2.launch import check_weights, setup
 from zeroshot_d2.trainer import RESULTS_FILE, Results, write_json
@@ -53,10 +61,6 @@ logger = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"
 NUM_EXAMPLES = 5
 NUM_MENDED, NUM_SPOILED = 3, 2
-# An example shows the first images of the data set in which unseen classes cover this share of the pixels.
-UNSEEN_SHARE = 0.15
-# Proposals that claim less of their image than this are neither shown nor counted.
-MIN_WEIGHT = 0.01
 
 
 class DemoTrainer(ZeroShotTrainer):
@@ -96,12 +100,8 @@ class Gallery(DatasetEvaluator):
             dataset_name: the data set.
             baseline: a model in evaluation mode, to be compared with.
         """
-        self._baseline = baseline
-        metadata = MetadataCatalog.get(dataset_name)
-        self._split = metadata.class_split
-        self._table = metadata.label_table
-        self._seen = model.seen_mask(self._split)
-        self._background_in_softmax = model.background_in_softmax
+        self._model, self._baseline = model, baseline
+        self._split: ClassSplit = MetadataCatalog.get(dataset_name).class_split
         self.reset()
 
     def reset(self) -> None:
@@ -112,41 +112,30 @@ class Gallery(DatasetEvaluator):
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         for record, output in zip(inputs, outputs, strict=True):
-            truth = read_label(record["sem_seg_file_name"], self._table).astype(np.int64)
+            truth = read_truth(record)
             image = read_image(record["file_name"], format="RGB")
-            if len(self.examples) < NUM_EXAMPLES and np.isin(truth, self._split.unseen_indices).mean() >= UNSEEN_SHARE:
+            if len(self.examples) < NUM_EXAMPLES and shows_unseen(truth, self._split):
                 self.examples.append(Comparison(image, truth, self._predictions(record, output)))
             if output["proposals"]["class_indicator"] is not None:
                 self._add_corrections(image, truth, output["proposals"])
 
-    def _predictions(self, record: dict[str, Any], output: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _predictions(self, record: dict[str, Any], output: dict[str, Any]) -> dict[str, LabelArray]:
         """Label maps of the columns: the model's, and left of it the baseline's or the model's own without PBC."""
         ours = _labels(output)
         if self._baseline is not None:
             return {"Baseline": _labels(self._baseline([record])[0]), "AlignZeg": ours}
         if output["proposals"]["class_indicator"] is None:
             return {"AlignZeg": ours}
-        uncorrected = segment_with_gamma(
-            output["proposals"],
-            self._seen,
-            OFF,
-            (ours.shape[0], ours.shape[1]),
-            background_in_softmax=self._background_in_softmax,
-        )
-        return {"Without PBC": uncorrected.cpu().numpy(), "AlignZeg": ours}
+        size = (ours.shape[0], ours.shape[1])
+        return {"Without PBC": labels_without_pbc(self._model, self._split, output["proposals"], size), "AlignZeg": ours}
 
     def _add_corrections(self, image: np.ndarray, truth: np.ndarray, proposals: dict[str, Any]) -> None:
-        mended, spoiled = [], []
-        for proposal in changed_proposals(proposals, background_in_softmax=self._background_in_softmax):
-            if proposal.weight < MIN_WEIGHT:
-                break  # they come heaviest first
-            self.counts.changed += 1
-            true_class = class_under_mask(proposal.mask, truth, len(self._split))
-            correction = Correction(image, proposal, true_class)
-            if proposal.after == true_class:
-                mended.append(correction)
-            elif proposal.before == true_class:
-                spoiled.append(correction)
+        corrections = heavy_corrections(
+            image, truth, proposals, len(self._split), background_in_softmax=self._model.background_in_softmax
+        )
+        mended = [correction for correction in corrections if correction.proposal.after == correction.truth]
+        spoiled = [correction for correction in corrections if correction.proposal.before == correction.truth]
+        self.counts.changed += len(corrections)
         self.counts.mended += len(mended)
         self.counts.spoiled += len(spoiled)
         # One per image, so that the pictures differ.

@@ -1,5 +1,5 @@
-"""The paper's figures from arrays: label maps with names, comparisons (Fig. 7), IoU of unseen classes (Fig. 5), the
-threshold gamma (Fig. 6 left) and the proposals that PBC changed (suppl. Fig. 3).
+"""The paper's figures from arrays: label maps with names, comparisons (Fig. 7), IoU per class (Fig. 5), the threshold gamma
+(Fig. 6 left), t-SNE of proposal features (Fig. 8, suppl. Fig. 4) and the proposals that PBC changed (suppl. Fig. 3).
 
 Every function takes arrays and returns a ``matplotlib.figure.Figure``, drawn without pyplot's global state; write it with
 :func:`save_figure`. Unseen classes carry a star and are printed bold on red.
@@ -10,10 +10,9 @@ hold vocabulary indices, and any other value means "ignored".
 
 from __future__ import annotations
 
-import os
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -24,12 +23,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from scipy import ndimage
 
 from alignzeg_d2.postprocessing import class_probabilities
 from zeroshot_d2.class_split import ClassSplit
+from zeroshot_d2.figures import save_figure as save_figure
 
 ImageArray = npt.NDArray[np.uint8]
 LabelArray = npt.NDArray[np.integer[Any]]
@@ -40,14 +41,10 @@ UNSEEN_COLOR = "#b3122b"
 STAR = "★"
 _NAMING_SIDE = 400  # places for names are looked for at about this resolution; a photograph would take seconds
 _INK, _MUTED, _GRID = "#22262b", "#6b7480", "#dde1e6"
+_CLASSES_PER_COLUMN = 40  # of the bars of Fig. 5
 # Okabe and Ito's palette, which colour-blind readers can tell apart; grey first, for the baseline.
 _SERIES_COLORS = ("#a7afb9", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _TEXT_ON_BOX: dict[str, Any] = {"color": "white", "ha": "center", "va": "center", "linespacing": 1.0}
-
-
-def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160) -> None:
-    """Write a figure; the ending of ``path`` decides the format (.png, .pdf, .svg)."""
-    figure.savefig(path, dpi=dpi, facecolor="white")
 
 
 def class_text(split: ClassSplit, index: int) -> str:
@@ -345,53 +342,77 @@ def _plain_axes(axes: Axes, *, grid: Literal["x", "y"]) -> None:
 
 
 def unseen_iou_figure(ious: Mapping[str, Mapping[str, float | None]], unseen: Sequence[str]) -> Figure:
-    """IoU of each unseen class, with the mean as a dashed line (Fig. 5).
+    """IoU of each unseen class, with the mean as a dashed line (Fig. 5); arguments as for :func:`class_iou_figure`."""
+    return class_iou_figure(ious, unseen, unseen)
+
+
+def class_iou_figure(
+    ious: Mapping[str, Mapping[str, float | None]], names: Sequence[str], unseen: Collection[str]
+) -> Figure:
+    """IoU of each class, with the mean over all that are shown as a dashed line (Fig. 5).
 
     Args:
         ious: {model: {class: IoU in percent, None where the class does not occur}}, as in the "IoU" of the results.
-        unseen: the classes to show, in this order.
+        names: the classes to show, in this order.
+        unseen: which of them are unseen.
 
     Raises:
         ValueError: there is nothing to show, or a model has no entry for a class.
     """
-    if not ious or not unseen:
-        raise ValueError(f"unseen_iou_figure needs models and classes, got {list(ious)} and {list(unseen)}")
+    if not ious or not names:
+        raise ValueError(f"class_iou_figure needs models and classes, got {list(ious)} and {list(names)}")
     for model, values in ious.items():
-        missing = [name for name in unseen if name not in values]
+        missing = [name for name in names if name not in values]
         if missing:
             raise ValueError(f"the results of {model!r} have no IoU of {missing}")
-    bar = 0.8 / len(ious)
-    figure = _new_figure(6.4, 0.9 + len(unseen) * (0.16 + 0.16 * len(ious)))
-    axes = figure.subplots()
-    positions = np.arange(len(unseen))
+    num_columns = -(-len(names) // _CLASSES_PER_COLUMN)
+    rows = -(-len(names) // num_columns)
+    figure = _new_figure(6.4 if num_columns == 1 else 4.2 * num_columns, 0.9 + rows * (0.16 + 0.16 * len(ious)))
+    panels = figure.subplots(1, num_columns, squeeze=False)[0]
     for i, (model, values) in enumerate(ious.items()):
         color = _SERIES_COLORS[(i if len(ious) > 1 else 1) % len(_SERIES_COLORS)]
-        heights = np.array([np.nan if values[name] is None else values[name] for name in unseen], dtype=float)
-        offset = positions + (i - (len(ious) - 1) / 2) * bar
-        drawn = axes.barh(offset, np.nan_to_num(heights), height=0.92 * bar, color=color)
-        for patch, height in zip(drawn, heights, strict=True):
-            axes.annotate(
-                "not in the images" if np.isnan(height) else f"{height:.1f}",
-                (patch.get_width(), patch.get_y() + patch.get_height() / 2),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-                color=_INK,
-                path_effects=[patheffects.withStroke(linewidth=2, foreground="white")],
-            )
+        heights = np.array([np.nan if values[name] is None else values[name] for name in names], dtype=float)
         mean = float(np.nanmean(heights)) if np.isfinite(heights).any() else float("nan")
-        axes.axvline(mean, color=color, linestyle="--", linewidth=1.4, label=f"{model} (mean {mean:.1f})")
-    axes.set_yticks(positions, [f"{STAR} {name}" for name in unseen])
-    for text in axes.get_yticklabels():
-        text.set(color=UNSEEN_COLOR, fontweight="bold")
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
-    axes.set_xlabel("IoU (%)", fontsize=9, color=_INK)
-    _plain_axes(axes, grid="x")
-    axes.tick_params(axis="y", length=0, labelcolor=UNSEEN_COLOR)
+        bar = 0.8 / len(ious)
+        offset = (i - (len(ious) - 1) / 2) * bar
+        for column, axes in enumerate(panels):
+            _draw_iou_bars(axes, heights[column * rows : (column + 1) * rows], offset, bar, color)
+            label = f"{model} (mean {mean:.1f})" if column == 0 else None
+            axes.axvline(mean, color=color, linestyle="--", linewidth=1.4, label=label)
+    limit = max(axes.get_xlim()[1] for axes in panels)
+    for column, axes in enumerate(panels):
+        _label_iou_rows(axes, names[column * rows : (column + 1) * rows], unseen)
+        axes.set_xlim(0, limit)
+        axes.set_ylim(rows - 0.5, -0.5)
     figure.legend(loc="outside upper center", ncols=len(ious), frameon=False, fontsize=8)
     return _finish(figure)
+
+
+def _draw_iou_bars(axes: Axes, heights: FloatArray, offset: float, bar: float, color: str) -> None:
+    """One model's bars with their numbers."""
+    drawn = axes.barh(np.arange(len(heights)) + offset, np.nan_to_num(heights), height=0.92 * bar, color=color)
+    for patch, height in zip(drawn, heights, strict=True):
+        axes.annotate(
+            "not in the images" if np.isnan(height) else f"{height:.1f}",
+            (patch.get_width(), patch.get_y() + patch.get_height() / 2),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            color=_INK,
+            path_effects=[patheffects.withStroke(linewidth=2, foreground="white")],
+        )
+
+
+def _label_iou_rows(axes: Axes, names: Sequence[str], unseen: Collection[str]) -> None:
+    """Names of the rows, unseen ones starred, bold and red."""
+    axes.set_yticks(np.arange(len(names)), [f"{STAR} {name}" if name in unseen else name for name in names])
+    axes.set_xlabel("IoU (%)", fontsize=9, color=_INK)
+    _plain_axes(axes, grid="x")
+    axes.tick_params(axis="y", length=0)
+    for text, name in zip(axes.get_yticklabels(), names, strict=True):
+        if name in unseen:
+            text.set(color=UNSEEN_COLOR, fontweight="bold")
 
 
 def gamma_figure(points: Sequence[Mapping[str, Any]], gamma: float | None = None) -> Figure:
@@ -444,6 +465,100 @@ def gamma_figure(points: Sequence[Mapping[str, Any]], gamma: float | None = None
     _plain_axes(axes, grid="y")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return _finish(figure)
+
+
+# ----------------------------------------------------------------------------------------------- proposal features
+
+# Paul Tol's light palette for seen classes and his bright one for unseen ones; the markers tell them apart as well.
+_SEEN_COLORS = ("#77aadd", "#ee8866", "#eedd88", "#ffaabb", "#44bb99", "#bbcc33", "#99ddff")
+_UNSEEN_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#000000")
+MAX_CLASSES_PER_GROUP = len(_SEEN_COLORS)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedFeatures:
+    """Proposal features of one model on the plane of t-SNE; n proposals.
+
+    Args:
+        positions: (n, 2).
+        classes: (n,), the vocabulary index of the class that each proposal covers.
+        prototypes: (2,) by vocabulary index, the text prototypes where they are wanted.
+        note: below the panel.
+    """
+
+    positions: FloatArray
+    classes: LabelArray
+    prototypes: Mapping[int, FloatArray] = field(default_factory=dict)
+    note: str = ""
+
+
+def tsne_figure(panels: Mapping[str, EmbeddedFeatures], split: ClassSplit) -> Figure:
+    """A panel per model: proposal features by class, circles for seen classes and stars for unseen ones (Fig. 8).
+
+    Args:
+        panels: by the name of the model, with the same classes each.
+        split: the K classes.
+
+    Raises:
+        ValueError: there is no panel, or more classes than colours.
+    """
+    if not panels:
+        raise ValueError("tsne_figure needs at least one panel")
+    present = sorted({int(k) for panel in panels.values() for k in panel.classes})
+    colors: dict[int, str] = {}
+    for group, palette in ((split.seen_indices, _SEEN_COLORS), (split.unseen_indices, _UNSEEN_COLORS)):
+        members = [k for k in present if k in group]
+        if len(members) > len(palette):
+            raise ValueError(f"there are colours for {len(palette)} seen and as many unseen classes, got {len(members)}")
+        colors |= dict(zip(members, palette, strict=False))
+    figure = _new_figure(max(4.4, 4.0 * len(panels)), 4.9)
+    for axes, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for k, color in colors.items():
+            _scatter_class(axes, panel.positions[panel.classes == k], color, unseen=split.names[k] in split.unseen)
+        for k, (x, y) in panel.prototypes.items():
+            axes.scatter(x, y, s=90, marker="X", color=colors[k], edgecolors="black", linewidths=1.3, zorder=4)
+        axes.set_title(name, fontsize=10, color=_INK)
+        axes.set_xlabel(panel.note, fontsize=8, color=_MUTED)
+        axes.set(xticks=[], yticks=[])  # distances have no unit, and only near ones have a meaning
+        for spine in axes.spines.values():
+            spine.set_color(_GRID)
+    _add_tsne_legend(figure, colors, split, any(panel.prototypes for panel in panels.values()))
+    return _finish(figure)
+
+
+def _scatter_class(axes: Axes, positions: FloatArray, color: str, *, unseen: bool) -> None:
+    x, y = positions.T
+    if unseen:
+        axes.scatter(x, y, s=42, marker="*", color=color, edgecolors="black", linewidths=0.5, zorder=3)
+    else:
+        axes.scatter(x, y, s=16, marker="o", color=color, edgecolors="none", zorder=2)
+
+
+def _add_tsne_legend(figure: Figure, colors: Mapping[int, str], split: ClassSplit, with_prototypes: bool) -> None:
+    order = sorted(colors, key=lambda k: (split.names[k] in split.unseen, k))
+    unseen = [split.names[k] in split.unseen for k in order]
+    handles = [
+        Line2D(
+            *([], []),
+            linestyle="none",
+            marker="*" if is_unseen else "o",
+            markersize=10 if is_unseen else 6,
+            markerfacecolor=colors[k],
+            markeredgecolor="black" if is_unseen else "none",
+            markeredgewidth=0.5,
+            label=split.names[k] + (" (unseen)" if is_unseen else ""),
+        )
+        for k, is_unseen in zip(order, unseen, strict=True)
+    ]
+    if with_prototypes:
+        handles.append(
+            Line2D([], [], linestyle="none", marker="X", markersize=9, color="white", markeredgecolor="black", label="text")
+        )
+    columns = max(2, round(figure.get_figwidth() / 1.9))
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    for text, is_unseen in zip(legend.get_texts(), unseen, strict=False):
+        if is_unseen:
+            text.set(color=UNSEEN_COLOR, fontweight="bold")
 
 
 # ----------------------------------------------------------------------------------- what the correction changed
