@@ -21,7 +21,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from zeroshot_d2.datasets.builtin import datasets_root, load_class_list
-from zeroshot_d2.datasets.preparation import run_jobs, save_label, stream_json_arrays, write_list
+from zeroshot_d2.datasets.preparation import run_jobs, save_label, stream_json_arrays, write_lists
 
 Segment = tuple[int, Any]  # label value, and its mask as in the JSON
 Job = tuple[Path, int, int, list[Segment]]  # output file, height, width, segments in painting order
@@ -82,9 +82,7 @@ def convert(json_file: Path, output: Path, workers: int = 1) -> None:
         if not label_file.exists():
             jobs.append((label_file, image["height"], image["width"], segments[image["image_id"]]))
     run_jobs(paint, jobs, workers, "PASCAL Context")
-    for part, stems in parts.items():
-        write_list(output / f"{part}.txt", sorted(stems))
-        print(f"{part}: {len(stems)} images")
+    write_lists(output, parts)
 
 
 def main() -> None:

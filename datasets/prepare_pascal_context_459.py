@@ -19,7 +19,7 @@ from pathlib import Path
 from scipy.io import loadmat
 
 from zeroshot_d2.datasets.builtin import datasets_root, load_class_list
-from zeroshot_d2.datasets.preparation import run_jobs, save_label, stream_json_arrays, write_list
+from zeroshot_d2.datasets.preparation import run_jobs, save_label, stream_json_arrays, write_lists
 
 Job = tuple[Path, Path]  # .mat file, output file
 
@@ -62,9 +62,7 @@ def convert(mat_root: Path, json_file: Path, output: Path, workers: int = 1) -> 
         )
     outputs = [(mat_root / f"{stem}.mat", output / "labels" / f"{stem}.png") for stem in stems]
     run_jobs(rewrite, [job for job in outputs if not job[1].exists()], workers, "PASCAL Context 459")
-    for part, names in parts.items():
-        write_list(output / f"{part}.txt", sorted(names))
-        print(f"{part}: {len(names)} images")
+    write_lists(output, parts)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,10 +60,12 @@ def save_label(path: str | os.PathLike[str], label: npt.NDArray[np.integer]) -> 
         Image.fromarray(label.astype(np.uint8 if high < 256 else np.uint16)).save(temporary, format="PNG")
 
 
-def write_list(path: str | os.PathLike[str], stems: Sequence[str]) -> None:
-    """Write an image list, one name per line."""
-    with whole_file(path) as temporary:
-        Path(temporary).write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+def write_lists(folder: Path, parts: Mapping[str, Collection[str]]) -> None:
+    """Write the image names of each part to ``<part>.txt`` in ``folder``, sorted, one per line; print how many they are."""
+    for part, stems in parts.items():
+        with whole_file(folder / f"{part}.txt") as temporary:
+            Path(temporary).write_text("".join(f"{stem}\n" for stem in sorted(stems)), encoding="utf-8")
+        print(f"{part}: {len(stems)} images")
 
 
 def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, title: str) -> Iterator[Result]:
