@@ -8,16 +8,10 @@ where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
-from benchmarks.ablation import ROOT, train_net
+from benchmarks import runs
 
 METRICS = {"ZSL_mAP": "mAP ZSL", "GZSL_mAP": "mAP GZSL"}
 GROUPS, LAMBDA = "MODEL.EPSILON.NUM_GROUPS", "MODEL.EPSILON.LOSS.LAMBDA"
@@ -50,44 +44,29 @@ def run(variant: Variant, seed: int, args: argparse.Namespace) -> None:
     if not (folder / "results.json").is_file():
         common = ["--config-file", str(args.configs / config), *options, "DATASETS.TEST", f"('{args.dataset}',)"]
         settings = ["SEED", str(seed), *args.opts, "OUTPUT_DIR", str(folder)]
-        train_net([*common, *settings], folder / "train.log", args.threads)
+        runs.train_net([*common, *settings], folder / "train.log", args.jobs)
 
 
 def table(title: str, variants: Mapping[str, Variant], args: argparse.Namespace) -> str:
-    """A Markdown table of ``variants``: mean ± deviation over the seeds, in percent."""
-    lines = [f"**{title}**", "", "| | " + " | ".join(METRICS.values()) + " |", "|---|" + "---|" * len(METRICS)]
-    for label, variant in variants.items():
-        files = [folder_of(variant, seed, args.output) / "results.json" for seed in args.seeds]
-        results = [json.loads(file.read_text())[args.dataset] for file in files]
-        cells = []
-        for metric in METRICS:
-            values = [result[metric] for result in results]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    """A Markdown table of ``variants``."""
+    rows = {
+        label: [folder_of(variant, seed, args.output) / "results.json" for seed in args.seeds]
+        for label, variant in variants.items()
+    }
+    return runs.table(title, METRICS, rows, args.dataset)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = runs.parser(__doc__, dataset="demo_world_multilabel_test", output="output/epsilon_ablation")
     parser.add_argument("--sweeps", action="store_true", help="Fig. 3 too: the number of groups, and lambda")
-    parser.add_argument("--configs", type=Path, default=ROOT / "configs" / "demo", help="folder of the variants")
-    parser.add_argument("--dataset", default="demo_world_multilabel_test")
-    parser.add_argument("--output", type=Path, default=Path("output/epsilon_ablation"))
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="trainings at once")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for every run")
     args = parser.parse_args()
-    args.threads = max(1, (os.cpu_count() or 1) // args.jobs)
 
     tables: dict[str, Mapping[str, Variant]] = {"Table 3, components": TABLE_3}
     if args.sweeps:
         tables |= {"Fig. 3a, number of groups": FIG_3A, "Fig. 3b, weight of the regularizer": FIG_3B}
     variants = sorted({variant for rows in tables.values() for variant in rows.values()})
-    with ThreadPoolExecutor(args.jobs) as pool:
-        pending = [pool.submit(run, variant, seed, args) for seed in args.seeds for variant in variants]
-        for future in tqdm(pending, desc="trainings", unit="run"):
-            future.result()
+    runs.run_all(run, variants, args)
     report = "\n".join(table(title, rows, args) for title, rows in tables.items())
     (args.output / "tables.md").write_text(report)
     print(report)

@@ -1,0 +1,82 @@
+"""What the ablation commands share: their options, many trainings through ``train_net.py``, and tables of the results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Variant = TypeVar("Variant")
+
+
+def parser(description: str | None, dataset: str, output: str) -> argparse.ArgumentParser:
+    """The options of every ablation command; ``dataset`` and ``output`` are defaults."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    options.add_argument("--configs", type=Path, default=ROOT / "configs" / "demo", help="folder of the variants")
+    options.add_argument("--dataset", default=dataset, help="the data set whose results are tabulated")
+    options.add_argument("--output", type=Path, default=Path(output))
+    options.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="trainings at once")
+    return options
+
+
+def train_net(arguments: Sequence[str], log: Path, jobs: int) -> None:
+    """Run ``train_net.py`` as one of ``jobs`` at once, its output in ``log``.
+
+    Raises:
+        RuntimeError: it failed; the log is named.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with log.open("w") as stream:
+        code = subprocess.run(
+            [sys.executable, str(ROOT / "train_net.py"), *arguments],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        ).returncode
+    if code:
+        raise RuntimeError(f"train_net.py {' '.join(arguments)} ended with code {code}, see {log}")
+
+
+def run_all(
+    run: Callable[[Variant, int, argparse.Namespace], None], variants: Collection[Variant], args: argparse.Namespace
+) -> None:
+    """``run(variant, seed, args)`` for every variant and seed, ``args.jobs`` of them at once, with a progress bar."""
+    with ThreadPoolExecutor(args.jobs) as pool:
+        pending = [pool.submit(run, variant, seed, args) for seed in args.seeds for variant in variants]
+        for future in tqdm(pending, desc="trainings", unit="run"):
+            future.result()
+
+
+def table(title: str, headings: Mapping[str, str], rows: Mapping[str, Sequence[Path]], dataset: str) -> str:
+    """A Markdown table: mean ± sample standard deviation over the seeds, in percent.
+
+    Args:
+        title: above it.
+        headings: {metric in the results of ``dataset``: heading of its column}.
+        rows: {heading of the row: ``results.json`` of each seed}.
+        dataset: whose results.
+    """
+    lines = [f"**{title}**", "", "| | " + " | ".join(headings.values()) + " |", "|---|" + "---|" * len(headings)]
+    for label, files in rows.items():
+        results = [json.loads(file.read_text())[dataset] for file in files]
+        cells = [_mean_and_deviation([result[metric] for result in results]) for metric in headings]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"

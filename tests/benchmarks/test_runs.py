@@ -1,0 +1,50 @@
+"""Many trainings at once, on a train_net.py that only writes down how it was called."""
+
+import argparse
+import json
+
+import pytest
+
+from benchmarks import runs
+
+SCRIPT = """
+import json, os, pathlib, sys
+if "fail" in sys.argv:
+    sys.exit("it went wrong")
+folder = pathlib.Path(sys.argv[-1])
+(folder / "results.json").write_text(json.dumps({"val": {"seed": int(sys.argv[1])}}))
+print("threads", os.environ["OMP_NUM_THREADS"])
+"""
+
+
+@pytest.fixture(autouse=True)
+def script(tmp_path, monkeypatch):
+    (tmp_path / "train_net.py").write_text(SCRIPT)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+
+
+def test_every_variant_and_seed_runs_and_is_tabulated(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+
+    def run(variant, seed, args):
+        folder = tmp_path / f"{variant}{seed}"
+        runs.train_net([str(10 * seed), "OUTPUT_DIR", str(folder)], folder / "train.log", args.jobs)
+
+    runs.run_all(run, ["a", "b"], argparse.Namespace(seeds=[1, 2], jobs=3))
+    rows = {variant: [tmp_path / f"{variant}{seed}" / "results.json" for seed in (1, 2)] for variant in "ab"}
+    assert runs.table("Title", {"seed": "Seed"}, rows, "val") == (
+        "**Title**\n\n| | Seed |\n|---|---|\n| a | 15.0 ± 7.1 |\n| b | 15.0 ± 7.1 |\n"
+    )
+    assert (tmp_path / "b2" / "train.log").read_text() == "threads 2\n"
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"val": {"x": 1.25}}))
+    assert runs.table("Title", {"x": "X"}, {"row": [tmp_path / "results.json"]}, "val").endswith("| row | 1.2 |\n")
+
+
+def test_a_failed_training_names_its_log(tmp_path):
+    log = tmp_path / "somewhere" / "train.log"
+    with pytest.raises(RuntimeError, match=r"train_net.py fail ended with code 1, see .*train.log"):
+        runs.train_net(["fail"], log, jobs=1)
+    assert "it went wrong" in log.read_text()
