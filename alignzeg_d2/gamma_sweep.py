@@ -16,7 +16,7 @@ from torch import Tensor
 
 from alignzeg_d2.evaluation import ZeroShotSemSegEvaluator, protocol_results
 from alignzeg_d2.modeling.pbc import correct_bias
-from alignzeg_d2.postprocessing import class_probabilities, semantic_labels
+from alignzeg_d2.postprocessing import best_classes, class_probabilities
 from zeroshot_d2.metrics import confusion_matrix, sum_confusions
 
 Proposals = Mapping[str, Any]
@@ -55,13 +55,14 @@ def segment_with_gamma(
     """
     masks: Tensor = proposals["mask_logits"]
     logits = correct_bias(proposals["class_logits"], _indicator(proposals), seen.to(masks.device), gamma)
-    return semantic_labels(
+    labels, _ = best_classes(
         class_probabilities(logits, background_in_softmax=background_in_softmax),
         masks,
         region=(float(masks.shape[-2]), float(masks.shape[-1])),
         output_size=output_size,
         chunk_pixels=chunk_pixels,
     )
+    return labels
 
 
 def _indicator(proposals: Proposals) -> Tensor:

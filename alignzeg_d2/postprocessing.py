@@ -82,19 +82,6 @@ def semantic_scores(
     return scores
 
 
-def semantic_labels(
-    probabilities: Tensor,
-    mask_logits: Tensor,
-    *,
-    region: tuple[float, float],
-    output_size: tuple[int, int],
-    chunk_pixels: int,
-) -> Tensor:
-    """The best class of every pixel: the first of what :func:`best_classes` returns."""
-    labels, _ = best_classes(probabilities, mask_logits, region=region, output_size=output_size, chunk_pixels=chunk_pixels)
-    return labels
-
-
 def best_classes(
     probabilities: Tensor,
     mask_logits: Tensor,

@@ -13,7 +13,6 @@ from alignzeg_d2.postprocessing import (
     NoCorrection,
     best_classes,
     class_probabilities,
-    semantic_labels,
     semantic_scores,
     upsampled_strips,
 )
@@ -76,14 +75,14 @@ def test_scores_by_hand_and_labels_are_their_argmax():
     at = F.interpolate(masks[None], size=(10, 14), mode="bilinear", align_corners=False)[0].sigmoid()
     expected = sum(probabilities[q][:, None, None] * at[q] for q in range(3))
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
-    labels = semantic_labels(probabilities, masks, **arguments)
+    labels, _ = best_classes(probabilities, masks, **arguments)
     assert labels.dtype == torch.long and torch.equal(labels, scores.argmax(0))
 
 
 def test_inputs_are_left_as_they_were():
     masks, probabilities = torch.randn(3, 5, 7), torch.rand(3, 4)
     before = masks.clone()
-    for segment in (semantic_scores, semantic_labels):
+    for segment in (semantic_scores, best_classes):
         segment(probabilities, masks, region=(5, 7), output_size=(5, 7), chunk_pixels=1000)  # same size: weights are 0
     assert torch.equal(masks, before)
 
@@ -106,13 +105,13 @@ def test_registry_and_missing_indicator():
 
 _LARGE = """
 import resource, sys, torch
-from alignzeg_d2.postprocessing import semantic_labels
+from alignzeg_d2.postprocessing import best_classes
 torch.manual_seed(0)
 probabilities, masks = torch.rand(100, 171), torch.randn(100, 40, 54)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-semantic_labels(probabilities, masks, region=(40, 54), output_size=(64, 64), chunk_pixels=262144)  # loads the libraries
+best_classes(probabilities, masks, region=(40, 54), output_size=(64, 64), chunk_pixels=262144)  # loads the libraries
 before = peak()
-semantic_labels(probabilities, masks, region=(40, 54), output_size=(ROWS, 4000), chunk_pixels=262144)
+best_classes(probabilities, masks, region=(40, 54), output_size=(ROWS, 4000), chunk_pixels=262144)
 print(peak() - before)
 """
 
