@@ -78,9 +78,16 @@ def average_precision(ranked_positive: BoolArray) -> float:
     return float((np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else float("nan")
 
 
-def hits_at(ranked_positive: BoolArray, top_k: Sequence[int]) -> IntArray:
-    """(B, len(top_k)) positives among the first K of each row of ``ranked_positive`` (B, classes)."""
-    return np.stack([ranked_positive[:, :k].sum(axis=1) for k in top_k], axis=1)
+def hits_at(scores: Float32Array, positive: BoolArray, top_k: Sequence[int]) -> IntArray:
+    """(B, len(top_k)) positives among the K best of each row of ``scores`` (B, classes), in the order of :func:`ranked`."""
+    last = scores.shape[1] - max(top_k)
+    lowest = np.partition(scores, last, axis=1)[:, last, None]
+    rows, classes = np.nonzero(scores >= lowest)  # the best, and whatever equals the last of them; a full sort takes long
+    hit = positive[rows, classes]
+    order = np.lexsort((hit, -scores[rows, classes], rows))
+    rows, hit = rows[order], hit[order]
+    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    return np.stack([np.bincount(rows[hit & (rank < k)], minlength=len(scores)) for k in top_k], axis=1)
 
 
 def precision_recall_f1(hits: int, images: int, positives: int, k: int) -> tuple[float | None, float | None, float | None]:
@@ -262,8 +269,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         self._labelled.append(labelled)
         self._num_images += len(inputs)
         for task, mask in self._tasks.items():
-            ranked_positive, _ = ranked(scores[:, mask], positive[:, mask])
-            hits = hits_at(ranked_positive, self._top_k)
+            hits = hits_at(scores[:, mask], positive[:, mask], self._top_k)
             for images, chosen in zip(IMAGE_SETS, (np.ones_like(labelled), labelled), strict=True):
                 self._counts[task, images].add(
                     Counts(int(chosen.sum()), int(positive[chosen][:, mask].sum()), hits[chosen].sum(axis=0))

@@ -12,6 +12,7 @@ from epsilon_d2.evaluation import (
     ScoreFile,
     average_precision,
     format_multilabel_table,
+    hits_at,
     precision_recall_f1,
     ranked,
 )
@@ -81,6 +82,14 @@ def test_ranked_orders_all_floats_and_puts_wrong_ones_first_among_equals():
     # inf, 2 (absent), 2 (present), 1e-40, -0 (absent), 0 (present), -1, -inf
     assert ours.astype(int).tolist() == [1, 0, 1, 0, 0, 1, 0, 1]
     assert flags.astype(int).tolist() == [1, 1, 0, 1, 1, 0, 0, 0]
+
+
+def test_hits_are_those_of_the_whole_ranking():
+    rng = np.random.default_rng(4)
+    scores = rng.choice([-np.inf, -1, -0.0, 0, 0.5, np.inf], size=(200, 9)).astype(np.float32)  # ties wherever K cuts
+    positive = rng.random(scores.shape) < 0.4
+    expected = np.stack([ranked(scores, positive)[0][:, :k].sum(axis=1) for k in (3, 1, 9)], axis=1)
+    np.testing.assert_array_equal(hits_at(scores, positive, (3, 1, 9)), expected)
 
 
 def test_precision_recall_f1_by_hand():
