@@ -222,7 +222,7 @@ def segmentation_tab(segmenter: Segmenter, examples: list[Path]) -> None:
                 label="Vocabulary",
                 info='Classes, separated by commas; synonyms of one class by "|", as in: cat, tree|bush|shrub',
                 lines=3,
-                max_lines=8,
+                max_lines=6,
                 elem_id="vocabulary",
             )
             unseen = gr.Textbox(

@@ -55,18 +55,19 @@ class Labeller:
         self.default_labels = ", ".join(self._predictor.vocabulary.prompts)
         self.num_labels = len(self._predictor.vocabulary)
 
-    def tag(self, photo: str | None, labels: str, top_k: int, threshold: float | None) -> Tags:
+    def tag(self, photo: str | None, labels: str, top_k: int, threshold: str = "") -> Tags:
         """
         Args:
             photo: path of the file.
             labels: as typed.
             top_k: how many at most.
-            threshold: the least score, or None.
+            threshold: the least score, as typed; empty for none.
 
         Raises:
-            ValueError: the photo cannot be used, or the labels are faulty.
+            ValueError: the photo cannot be used, or what was typed is faulty.
         """
         image = read_upload(photo, self._max_pixels)
+        least = _number(threshold)
         predictor = copy.copy(self._predictor)  # the same model, labels of its own
         if labels != self.default_labels:
             predictor.vocabulary = _marked_unseen(vocabulary_from_names(names_of(labels)), self._cfg)
@@ -74,15 +75,24 @@ class Labeller:
         output = predictor(image)
         scores = output["scores"].numpy()
         rows = [
-            [f"{split.names[k]}{' ★' if split.names[k] in split.unseen else ''}",
-             "unseen" if split.names[k] in split.unseen else "seen", f"{scores[k]:.3f}"]
-            for k in best_labels(scores, min(top_k, len(split)), threshold)
-        ]  # fmt: skip
+            [f"★ {split.names[k]}", "unseen", f"{scores[k]:.3f}"]
+            if split.names[k] in split.unseen
+            else [split.names[k], "seen", f"{scores[k]:.3f}"]
+            for k in best_labels(scores, min(top_k, len(split)), least)
+        ]
         pictures = [
             figure_pixels(attention_figure(image, output[key].numpy(), title=title)) if key in output else None
             for key, title in ATTENTION.items()
         ]
         return rows, pictures
+
+
+def _number(text: str) -> float | None:
+    """None for an empty text."""
+    try:
+        return float(text) if text.strip() else None
+    except ValueError:
+        raise ValueError(f"The least score must be a number, got {text!r}.") from None
 
 
 def load_labeller(config_file: str | None, weights: str | None, max_pixels: int, opts: Sequence[str] = ()) -> Labeller:
@@ -114,25 +124,31 @@ def tags_tab(labeller: Labeller, examples: list[Path]) -> None:
                 label="Labels",
                 info='Separated by commas; synonyms of one label by "|", as in: cat, tree|bush|shrub',
                 lines=3,
-                max_lines=8,
+                max_lines=6,
                 elem_id="labels",
             )
             top_k = gr.Slider(
-                1, labeller.num_labels, min(10, labeller.num_labels), step=1, label="Labels shown, at most", elem_id="top-k"
+                1,
+                labeller.num_labels,
+                min(10, labeller.num_labels),
+                step=1,
+                precision=0,
+                label="Labels shown, at most",
+                elem_id="top-k",
             )
-            threshold = gr.Number(
+            threshold = gr.Textbox(
                 label="Least score",
                 info="Empty: no limit. A score ranks labels, it is no probability.",
                 elem_id="threshold",
             )
             run = gr.Button("Tag", variant="primary", elem_id="tag")
         with gr.Column(scale=3, min_width=320):
-            tags = table(["label (★ unseen)", "in training", "score"], elem_id="tags")
+            tags = table(["label", "in training", "score"], elem_id="tags")
             gr.Markdown("### Where the groups look", elem_id="attention")
             pictures = [picture_output(key, buttons=["fullscreen"], visible=False) for key in ATTENTION]
 
     @explained
-    def on_run(photo: str | None, labels: str, top_k: int, threshold: float | None) -> list[Any]:
+    def on_run(photo: str | None, labels: str, top_k: int, threshold: str) -> list[Any]:
         rows, drawn = labeller.tag(photo, labels, top_k, threshold)
         return [rows, *(gr.Image(picture, visible=picture is not None) for picture in drawn)]
 

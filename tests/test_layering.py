@@ -18,6 +18,10 @@ USERS = {"train_net", "benchmarks", "datasets", "scripts", "tests", "notebooks"}
 # What a room of a system may not import of its own system: the meta-architecture, config, data, evaluation.
 NOT_FOR_ROOMS = {"config", "dataset_mapper", "evaluation", "visualization", "demo"}
 
+# The web page is one for both systems, as train_net.py is one for both: it imports the other one's tab, inside the function
+# that runs it and only where the user names that system's weights.
+THE_PAGE_SHOWS_BOTH = {("alignzeg_d2.web", "epsilon_d2.web.load_labeller"), ("alignzeg_d2.web", "epsilon_d2.web.tags_tab")}
+
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -64,7 +68,7 @@ def test_arrows_between_packages(package: str) -> None:
     wrong = {
         (module_name(path), name) for path in sources(package) for name in imports_of(path) if top(name) in forbidden
     }
-    assert wrong == set()
+    assert wrong - THE_PAGE_SHOWS_BOTH == set()
 
 
 @pytest.mark.parametrize("system", [name for name in SYSTEMS if name in PACKAGES])

@@ -94,7 +94,8 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except ValueError as error:
-            raise gr.Error(str(error), title="This did not work", duration=None, print_exception=False) from error
+            # Messages are shown as HTML, and they quote what was typed.
+            raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
 
     return wrapper
 
