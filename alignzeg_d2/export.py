@@ -4,8 +4,8 @@
         --format onnx --vocabulary "plain red tile, dark water, dark sand" --output model.onnx
 
 The vocabulary is baked in, or with ``--vocabulary-input`` two further inputs carry it. The number of images and their sizes
-stay free; sides must be multiples of the model's ``size_divisibility``, see :func:`prepare_image`. Before it is kept, the
-program is compared with the model itself.
+stay free; sides must be multiples of the model's ``size_divisibility``, see :func:`prepare_image`. The file is then run
+beside the model itself, and the two are compared.
 
 Shapes: N images, Q proposals, K classes, D embedding, (H, W) the image.
 """
@@ -13,12 +13,9 @@ Shapes: N images, Q proposals, K classes, D embedding, (H, W) the image.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,15 +37,23 @@ from alignzeg_d2.predictor import (
     set_vocabulary_from_arguments,
 )
 from zeroshot_d2.class_split import ClassSplit
+from zeroshot_d2.export import (
+    FORMATS,
+    TOLERANCE,
+    check_difference,
+    check_path,
+    greatest_difference,
+    largest_difference,
+    read_metadata,
+    save_vocabulary,
+    share_of_others,
+    trace,
+    write,
+)
 
-FORMATS = {"onnx": ".onnx", "torch_export": ".pt2"}
 # The entry of ONNX's metadata and the name of torch.export's extra file under which the description stands.
 DESCRIPTION_KEY = "alignzeg.json"
-# Greatest difference from the model's own scores. They are sums of probabilities times masks, hence of order 1; the
-# kernels of two runtimes round differently, and CLIP's logit scale multiplies that by 100.
-TOLERANCE = 1e-3
-
-Run = Callable[[dict[str, Tensor]], Tensor]
+LABEL_TOLERANCE = 0.01  # share of pixels: where two classes are as good as equal, rounding decides
 
 
 @dataclass(frozen=True)
@@ -149,121 +154,49 @@ def prepare_image(image: npt.NDArray[np.uint8], description: Mapping[str, Any]) 
     return padded, height, width
 
 
-def trace(program: ExportableAlignZeg, inputs: Mapping[str, Tensor]) -> ExportedProgram:
+def trace_program(program: ExportableAlignZeg, inputs: Mapping[str, Tensor]) -> ExportedProgram:
     """torch.export with free N, H, W and, where it is an input, K.
 
     Args:
         program: what to export.
-        inputs: examples of ``images`` (N, 3, H, W) and, if the vocabulary is an input, ``prototypes`` and ``seen``. No
-            dimension may be 1: torch.export would take it as fixed.
+        inputs: examples of ``images`` (N, 3, H, W) and, if the vocabulary is an input, ``prototypes`` and ``seen``.
     """
     divisor = program.model.size_divisibility
     shapes: dict[str, Any] = {"images": {0: Dim("n"), 2: divisor * Dim("h"), 3: divisor * Dim("w")}}
     if "prototypes" in inputs:
         shapes["prototypes"] = shapes["seen"] = {0: Dim("k")}
-    with _exportable(program):
-        return torch.export.export(program, (), dict(inputs), dynamic_shapes=shapes, strict=False)
-
-
-@contextmanager
-def _exportable(program: nn.Module) -> Iterator[None]:
-    """Without gradients, and with attention in its plain form: the fused one is a kernel that only PyTorch has."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    learns = [parameter for parameter in program.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learns:
-            parameter.requires_grad_(False)
-        with torch.no_grad():  # else the frozen part would become a block of its own, which .pt2 archives cannot hold
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for parameter in learns:
-            parameter.requires_grad_(True)
-
-
-def save_torch_export(exported: ExportedProgram, path: Path, description: Description) -> Run:
-    """Write a .pt2 archive; returns the program as loaded from it."""
-    torch.export.save(exported, path, extra_files={DESCRIPTION_KEY: json.dumps(asdict(description))})
-    loaded = torch.export.load(path).module()
-    return lambda inputs: loaded(**inputs)
-
-
-def save_onnx(exported: ExportedProgram, path: Path, description: Description) -> Run:
-    """Write an ONNX file; returns it as run by onnxruntime.
-
-    Raises:
-        ModuleNotFoundError: without the packages of the extra "export".
-    """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch.onnx needs it)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}; ONNX needs the extra: pip install -e '.[export]'", name=error.name) from error
-    # It warns of every node with several outputs that it does not fold.
-    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
-    converted = torch.onnx.export(exported, (), dynamo=True, verbose=False)
-    assert converted is not None
-    converted.model.graph.outputs[0].name = description.output
-    converted.model.metadata_props[DESCRIPTION_KEY] = json.dumps(asdict(description))
-    converted.save(str(path))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def run(inputs: dict[str, Tensor]) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: tensor.cpu().numpy() for name, tensor in inputs.items()})[0])
-
-    return run
-
-
-SAVERS: dict[str, Callable[[ExportedProgram, Path, Description], Run]] = {
-    "onnx": save_onnx,
-    "torch_export": save_torch_export,
-}
+    return trace(program, inputs, shapes)
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The :class:`Description` in an exported file, as a dict."""
-    if Path(path).suffix == FORMATS["onnx"]:
-        import onnx
+    """The :class:`Description` in an exported file, as a dict.
 
-        return json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}[DESCRIPTION_KEY])
-    extra = {DESCRIPTION_KEY: ""}
-    torch.export.load(path, extra_files=extra)
-    return json.loads(extra[DESCRIPTION_KEY])
+    Raises:
+        FileNotFoundError, ValueError: as :func:`zeroshot_d2.export.read_metadata`.
+    """
+    return read_metadata(path, DESCRIPTION_KEY)
 
 
-@torch.no_grad()
-def largest_difference(run: Run, program: ExportableAlignZeg, vocabularies: Sequence[ClassSplit], baked: bool) -> float:
-    """How far the exported program is from the model itself, on random images of several numbers and sizes.
+def examples(
+    program: ExportableAlignZeg, vocabularies: Sequence[ClassSplit], baked: bool
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Random images of several numbers and sizes, and what the model itself returns for them.
 
     Args:
-        run: the exported program.
         program: what was exported.
-        vocabularies: to compare on; with a baked-in vocabulary that one.
+        vocabularies: to take turns; with a baked-in vocabulary that one.
         baked: whether the vocabulary is baked in.
-
-    Returns:
-        the greatest difference of scores, or the share of pixels with another label.
     """
     model = program.model
     divisor = model.size_divisibility
     generator = torch.Generator().manual_seed(0)
-    worst = 0.0
     for number, (count, rows, columns) in enumerate(((1, 4, 4), (3, 2, 5), (2, 7, 3))):
         vocabulary = vocabularies[number % len(vocabularies)]
         images = torch.randint(0, 256, (count, 3, rows * divisor, columns * divisor), generator=generator)
         images = images.to(model.device, torch.float32)
-        inputs = {"images": images, **({} if baked else vocabulary_inputs(model, vocabulary))}
-        ours = model([{"image": image, "vocabulary": vocabulary} for image in images])
-        expected = torch.stack([output["sem_seg" if program.output == "scores" else "sem_seg_labels"] for output in ours])
-        given = run(inputs).to(expected.device)
-        if given.shape != expected.shape:
-            raise ValueError(f"the exported program returned {tuple(given.shape)} instead of {tuple(expected.shape)}")
-        if program.output == "labels":
-            worst = max(worst, (given != expected).float().mean().item())
-        else:
-            worst = max(worst, (given - expected).abs().max().item())
-    return worst
+        outputs = model([{"image": image, "vocabulary": vocabulary} for image in images])
+        expected = torch.stack([x["sem_seg" if program.output == "scores" else "sem_seg_labels"] for x in outputs])
+        yield {"images": images, **({} if baked else vocabulary_inputs(model, vocabulary))}, expected
 
 
 def export(
@@ -280,15 +213,12 @@ def export(
         vocabulary_input: leave the vocabulary open.
 
     Returns:
-        the greatest difference, see :func:`largest_difference`.
+        the greatest difference of a score, or the largest share of pixels with another label.
 
     Raises:
         ValueError: unknown format or output, a wrong ending of ``path``, or the difference is too large.
     """
-    if file_format not in FORMATS:
-        raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {file_format!r}")
-    if path.suffix != FORMATS[file_format]:
-        raise ValueError(f"a file of format {file_format} ends with {FORMATS[file_format]}, got {path}")
+    check_path(path, file_format)
     vocabulary = predictor.vocabulary
     model = predictor.model
     model.output, model.return_proposals = output, False
@@ -308,23 +238,15 @@ def export(
     inputs = {"images": torch.zeros(2, 3, 3 * model.size_divisibility, 5 * model.size_divisibility, device=model.device)}
     vocabularies = [vocabulary]
     if vocabulary_input:
-        given = vocabulary_inputs(model, vocabulary)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            path.with_suffix(".vocabulary.npz"),
-            names=np.array(vocabulary.names),
-            prototypes=given["prototypes"].cpu().numpy(),
-            seen=given["seen"].cpu().numpy(),
-        )
+        save_vocabulary(path, vocabulary.names, vocabulary_inputs(model, vocabulary))
         other = predictor.set_vocabulary(["person", "animal", "plant", "thing"])
         predictor.set_vocabulary(vocabulary)
         vocabularies.append(other)
         inputs.update(vocabulary_inputs(model, other))  # several classes, whatever the vocabulary's number
-    path.parent.mkdir(parents=True, exist_ok=True)
-    run = SAVERS[file_format](trace(program, inputs), path, description)
-    difference = largest_difference(run, program, vocabularies, baked=not vocabulary_input)
-    if not difference <= (TOLERANCE if output == "scores" else 0.01):
-        raise ValueError(f"{path} differs from the model by {difference:.2g}: do not use it (PyTorch {torch.__version__})")
+    run = write(trace_program(program, inputs), path, file_format, asdict(description), DESCRIPTION_KEY)
+    measure, tolerance = (greatest_difference, TOLERANCE) if output == "scores" else (share_of_others, LABEL_TOLERANCE)
+    difference = largest_difference(run, examples(program, vocabularies, baked=not vocabulary_input), measure)
+    check_difference(difference, tolerance, path)
     return difference
 
 
