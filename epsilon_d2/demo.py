@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
 
 from epsilon_d2 import EpsilonDatasetMapper, add_epsilon_config
 from epsilon_d2.evaluation import MultiLabelEvaluator, format_multilabel_table
+from epsilon_d2.figures import MODULES, attention_by_module, example_records, predictions
 from epsilon_d2.predict import CONFIG, Predictor
 from epsilon_d2.visualization import LabelledImage, attention_figure, save_figure, top_labels_figure
 from zeroshot_d2.launch import check_weights, setup
@@ -49,21 +48,12 @@ def draw(cfg: CfgNode, output: Path) -> list[Path]:
     split = predictor.vocabulary
     examples: list[LabelledImage] = []
     pictures: list[Path] = []
-    for record in DatasetCatalog.get(TEST_SET):
-        present = record["positive_labels"]
-        if not split.unseen_mask[present].any():
-            continue
-        image = read_image(record["file_name"], format="RGB")
-        prediction = predictor(image)
+    for record, image, found in predictions(predictor, example_records(TEST_SET, split, NUM_EXAMPLES)):
         if not examples:
-            for key in ("group_attention", "global_attention"):
-                if key in prediction:
-                    title = f"where each group looks: {'GPA' if key == 'group_attention' else 'GFP'}"
-                    pictures.append(output / f"{key}.png")
-                    save_figure(attention_figure(image, prediction[key].numpy(), title=title), pictures[-1])
-        examples.append(LabelledImage(image, prediction["scores"].numpy(), present=present.tolist()))
-        if len(examples) == NUM_EXAMPLES:
-            break
+            for module, attention in attention_by_module(found).items():
+                pictures.append(output / f"{MODULES[module]}.png")
+                save_figure(attention_figure(image, attention, title=f"where each group looks: {module}"), pictures[-1])
+        examples.append(LabelledImage(image, found["scores"], present=record["positive_labels"].tolist()))
     pictures.append(output / "labels.png")
     save_figure(top_labels_figure(examples, split, top_k=10), pictures[-1])
     return pictures

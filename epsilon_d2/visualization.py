@@ -1,4 +1,5 @@
-"""The paper's pictures: the first K labels of images (Fig. 4) and where the groups look (Fig. 1).
+"""The paper's pictures: the first K labels of images (Fig. 4), where the groups look (Fig. 1), and the mAP against a
+hyper-parameter (Fig. 3).
 
 Every function takes arrays and returns a ``matplotlib.figure.Figure``, drawn without pyplot's global state; write it with
 :func:`save_figure`.
@@ -8,8 +9,7 @@ Shapes: K classes, G groups (the paper's M), (h, w) the grid of patches, (H, W) 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zeroshot_d2.class_split import ClassSplit
+from zeroshot_d2.figures import save_figure as save_figure
 
 ImageArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.floating[Any]]
 
 _INK, _MUTED, _UNSEEN = "#22262b", "#8a929c", "#b3122b"
-
-
-def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160) -> None:
-    """Write a figure; the ending of ``path`` decides the format (.png, .pdf, .svg)."""
-    figure.savefig(path, dpi=dpi, facecolor="white")
 
 
 @dataclass(frozen=True)
@@ -119,14 +115,86 @@ def attention_figure(image: ImageArray, attention: FloatArray, *, title: str = "
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.axis("off")
+    _draw_groups(panels[: groups + 1], image, attention)
+    return figure
+
+
+def _draw_groups(panels: Sequence[Axes], image: ImageArray, attention: FloatArray) -> None:
+    """The image in the first of the G + 1 panels, a group in each of the others."""
     show_image(panels[0], image)
     panels[0].set_title("image", fontsize=8, color=_INK)
     height, width = image.shape[:2]
-    for group, axes in enumerate(panels[1 : groups + 1]):
+    for group, axes in enumerate(panels[1:]):
         axes.imshow(image.mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
         overlay = axes.imshow(attention[group], cmap="inferno", alpha=0.65, extent=(0, width, height, 0), vmin=0)
         overlay.set_interpolation("bilinear" if min(height, width) > 4 * max(attention.shape[1:]) else "nearest")
         axes.set_title(f"group {group + 1}", fontsize=8, color=_INK)
+
+
+@dataclass(frozen=True)
+class AttendedImage:
+    """An image and where the groups of each module look.
+
+    Args:
+        image: (H, W, 3).
+        attention: {"GPA" or "GFP": (G, h, w)}, as for :func:`attention_figure`.
+    """
+
+    image: ImageArray
+    attention: Mapping[str, FloatArray]
+
+
+def attentions_figure(examples: Sequence[AttendedImage]) -> Figure:
+    """Fig. 1, the attention of Epsilon: a row per image and module, a column per group.
+
+    Raises:
+        ValueError: no example, or a model whose modules give no attention.
+    """
+    rows = [(example.image, module, maps) for example in examples for module, maps in example.attention.items()]
+    if not rows:
+        raise ValueError("there is no attention to draw: the model needs GPA or GFP, and at least one image")
+    columns = max(len(maps) for _, _, maps in rows) + 1
+    figure = Figure(figsize=(1.3 * columns, 1.5 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for panels, (image, module, maps) in zip(grid, rows, strict=True):
+        for axes in panels:
+            axes.set(xticks=[], yticks=[], frame_on=False)
+        _draw_groups(panels[: len(maps) + 1], image, maps)
+        panels[0].set_ylabel(module, fontsize=9, color=_INK)
+    return figure
+
+
+def sweep_figure(points: Mapping[Any, Mapping[str, Sequence[float]]], label: str) -> Figure:
+    """Fig. 3: the mean over the runs of each value of a hyper-parameter, and their sample standard deviation as a bar.
+
+    Args:
+        points: {value: {series, such as "ZSL": mAP of each run, in percent}}; values are drawn at even distances, ascending.
+        label: what the values are.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    if not points:
+        raise ValueError("sweep_figure needs at least one value")
+    values = sorted(points)
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for series, (color, marker) in zip(points[values[0]], (("#d55e00", "s"), ("#0072b2", "o")), strict=False):
+        runs = [np.asarray(points[value][series], dtype=float) for value in values]
+        means = [run.mean() for run in runs]
+        spreads = [run.std(ddof=1) if len(run) > 1 else 0.0 for run in runs]
+        axes.errorbar(range(len(values)), means, yerr=spreads, color=color, marker=marker, capsize=3, label=series)
+    counts = {len(runs) for point in points.values() for runs in point.values()}
+    axes.set_xticks(range(len(values)), [f"{value:g}" if isinstance(value, float) else str(value) for value in values])
+    axes.set_xlabel(label, fontsize=9, color=_INK)
+    axes.set_ylabel("mAP (%)", fontsize=9, color=_INK)
+    axes.tick_params(labelsize=8, colors=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dde1e6", linewidth=0.8)
+    if counts != {1}:
+        runs_text = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+        axes.set_title(f"mean and standard deviation of {runs_text} runs", fontsize=8, color=_MUTED)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 

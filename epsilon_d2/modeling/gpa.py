@@ -43,7 +43,7 @@ class GroupPromptsAggregation(nn.Module):
             raise ValueError(f"MODEL.EPSILON.GPA.ENCODER_HEADS {encoder_heads} does not divide the backbone's width {width}")
         if num_groups < 1 or encoder_layers < 1:
             raise ValueError(f"need at least one group and one encoder layer, got {num_groups} and {encoder_layers}")
-        # GT, as large as the tokens: small prompts would leave the encoder's norms as one and the same, and the groups with them.
+        # GT, as large as the tokens: small prompts would leave the encoder all alike, and their groups with them.
         self.prompts = nn.Parameter(torch.randn(num_groups, width))
         self.encoder = nn.ModuleList(
             nn.TransformerEncoderLayer(width, encoder_heads, encoder_ffn, dropout, batch_first=True)
