@@ -14,7 +14,7 @@
 :mod:`alignzeg_d2.export`              ONNX and torch.export
 :mod:`alignzeg_d2.visualization`       the paper's figures from arrays
 :mod:`alignzeg_d2.figures`             the same for a trained model, from the command line
-:mod:`alignzeg_d2.demo`                all of it on the demo world, with a report (``demo_report``)
+:mod:`alignzeg_d2.demo`                all of it on the demo world, with a report
 =====================================  ==========================================================
 
 Importing this package registers the model and the data sets with Detectron2's registries; it reads no data.

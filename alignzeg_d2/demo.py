@@ -16,7 +16,6 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,11 @@ from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 
 from alignzeg_d2 import AlignZeg, AlignZegDatasetMapper, add_alignzeg_config
-from alignzeg_d2.demo_report import Picture, Section, render_report
 from alignzeg_d2.evaluation import OracleEvaluator, ZeroShotSemSegEvaluator, format_results_table
-from alignzeg_d2.figures import (
-    MIN_WEIGHT,
-    UNSEEN_SHARE,
-    heavy_corrections,
-    labels_without_pbc,
-    read_truth,
-    shows_unseen,
-)
+from alignzeg_d2.figures import UNSEEN_SHARE, Corrections, labels_without_pbc, read_truth, shows_unseen
 from alignzeg_d2.gamma_sweep import GammaSweepEvaluator
 from alignzeg_d2.visualization import (
     Comparison,
-    Correction,
     LabelArray,
     comparison_figure,
     corrections_figure,
@@ -53,6 +43,7 @@ from alignzeg_d2.visualization import (
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.datasets.sem_seg import read_label
 from zeroshot_d2.launch import check_weights, setup
+from zeroshot_d2.report import Picture, Section, Table, render_report
 from zeroshot_d2.trainer import RESULTS_FILE, Results, write_json
 from zeroshot_d2.trainer import Trainer as ZeroShotTrainer
 
@@ -60,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"
 NUM_EXAMPLES = 5
-NUM_MENDED, NUM_SPOILED = 3, 2
 
 
 class DemoTrainer(ZeroShotTrainer):
@@ -81,15 +71,6 @@ def train_or_load(cfg: CfgNode, weights: str | None) -> tuple[AlignZeg, Results]
     return model, DemoTrainer.test(cfg, model)
 
 
-@dataclass
-class CorrectionCounts:
-    """Proposals that PBC gave another class: to how many the right one, from how many it took the right one."""
-
-    changed: int = 0
-    mended: int = 0
-    spoiled: int = 0
-
-
 class Gallery(DatasetEvaluator):
     """Keeps what the pictures show: examples, and the proposals that PBC changed. For a single process."""
 
@@ -106,9 +87,7 @@ class Gallery(DatasetEvaluator):
 
     def reset(self) -> None:
         self.examples: list[Comparison] = []
-        self.mended: list[Correction] = []
-        self.spoiled: list[Correction] = []
-        self.counts = CorrectionCounts()
+        self.corrections = Corrections(self._split, background_in_softmax=self._model.background_in_softmax)
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         for record, output in zip(inputs, outputs, strict=True):
@@ -117,7 +96,7 @@ class Gallery(DatasetEvaluator):
             if len(self.examples) < NUM_EXAMPLES and shows_unseen(truth, self._split):
                 self.examples.append(Comparison(image, truth, self._predictions(record, output)))
             if output["proposals"]["class_indicator"] is not None:
-                self._add_corrections(image, truth, output["proposals"])
+                self.corrections.add(image, truth, output["proposals"])
 
     def _predictions(self, record: dict[str, Any], output: dict[str, Any]) -> dict[str, LabelArray]:
         """Label maps of the columns: the model's, and left of it the baseline's or the model's own without PBC."""
@@ -128,23 +107,6 @@ class Gallery(DatasetEvaluator):
             return {"AlignZeg": ours}
         size = (ours.shape[0], ours.shape[1])
         return {"Without PBC": labels_without_pbc(self._model, self._split, output["proposals"], size), "AlignZeg": ours}
-
-    def _add_corrections(self, image: np.ndarray, truth: np.ndarray, proposals: dict[str, Any]) -> None:
-        corrections = heavy_corrections(
-            image, truth, proposals, len(self._split), background_in_softmax=self._model.background_in_softmax
-        )
-        mended = [correction for correction in corrections if correction.proposal.after == correction.truth]
-        spoiled = [correction for correction in corrections if correction.proposal.before == correction.truth]
-        self.counts.changed += len(corrections)
-        self.counts.mended += len(mended)
-        self.counts.spoiled += len(spoiled)
-        # One per image, so that the pictures differ.
-        self.mended = _heaviest([*self.mended, *mended[:1]], NUM_MENDED)
-        self.spoiled = _heaviest([*self.spoiled, *spoiled[:1]], NUM_SPOILED)
-
-
-def _heaviest(corrections: list[Correction], count: int) -> list[Correction]:
-    return sorted(corrections, key=lambda correction: -correction.proposal.weight)[:count]
 
 
 def _labels(output: dict[str, Any]) -> np.ndarray:
@@ -202,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         render_report(
             "AlignZeg on the demo world",
             _lead(cfg, args, trained_seconds),
-            results,
+            _table(results),
             _EXPLANATIONS,
             sections,
             {"All settings of this run": cfg.dump(), "All numbers": json.dumps(results, indent=2)},
@@ -266,12 +228,21 @@ def _baseline_config(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
 
 # ---- the report ----
 
+_COLUMNS = {"pAcc": "pAcc", "mIoU_seen": "mIoU(S)", "mIoU_unseen": "mIoU(U)", "hIoU": "hIoU", "mIoU": "mIoU"}
 _EXPLANATIONS = {
     "GZS3": "The model chooses among all classes, seen and unseen. mIoU(S) and mIoU(U) are the means over the seen and the "
     "unseen classes, hIoU is their harmonic mean, pAcc the share of all pixels that is right.",
     "ZS3": "The model chooses among the unseen classes only, and only their pixels count; hence the higher numbers.",
     "GZS3 (oracle)": "Every mask is given the class of the ground truth (Table 6): how good the masks alone are.",
 }
+
+
+def _table(results: Results) -> Table:
+    rows = [
+        [name, numbers["protocol"], *(numbers.get(key) for key in _COLUMNS), numbers.get("num_images")]
+        for name, numbers in results.items()
+    ]
+    return Table(["data set", "protocol", *_COLUMNS.values(), "images"], rows)
 
 
 def _lead(cfg: CfgNode, args: argparse.Namespace, seconds: float) -> list[str]:
@@ -366,21 +337,15 @@ def _correction_section(
         "All points come from one pass."
     )
     pictures = [Picture(path, caption, "curves: mIoU(S), mIoU(U) and hIoU against the threshold", 38)]
-    counts = gallery.counts
-    paragraphs = []
-    if counts.changed:
-        paragraphs.append(
-            f"At γ = {gamma:g} the correction gave another class to {counts.changed} proposals that claim at least "
-            f"{MIN_WEIGHT:.0%} of their image: {counts.mended} became right, {counts.spoiled} became wrong, and "
-            f"{counts.changed - counts.mended - counts.spoiled} were wrong before and after."
-        )
-    corrections = [*gallery.mended, *gallery.spoiled]
-    if corrections:
+    corrections = gallery.corrections
+    paragraphs = [f"At γ = {gamma:g} {corrections.text()}"] if corrections.changed else []
+    shown = [*corrections.mended, *corrections.spoiled]
+    if shown:
         path = output / "corrections.png"
-        save_figure(corrections_figure(corrections, metadata.class_split, gamma=gamma), path)
+        save_figure(corrections_figure(shown, metadata.class_split, gamma=gamma), path)
         caption = (
-            f"{len(gallery.mended)} proposals that became right and {len(gallery.spoiled)} that became wrong, of each "
-            "those that claim most of their image, one per image. Mask, class indicator I, and "
+            f"{len(corrections.mended)} proposals that became right and {len(corrections.spoiled)} that became wrong, of "
+            "each those that claim most of their image, one per image. Mask, class indicator I, and "
             "the probabilities before and after (as Fig. 3 of the supplement). A tick marks the true class."
         )
         pictures.append(Picture(path, caption, "proposals before and after the correction", 52))
@@ -391,11 +356,12 @@ def _next_section(args: argparse.Namespace, output: Path) -> Section:
     weights = args.weights or output / "model_final.pth"
     return Section(
         "Going on",
-        ["Evaluate again, train longer, or compare with the baseline of Table 4:"],
+        ["Evaluate again, train longer, compare with the baseline of Table 4, or try it in the browser:"],
         commands=[
             f"python train_net.py --config-file configs/demo/alignzeg.yaml --eval-only MODEL.WEIGHTS {weights}",
             "python -m alignzeg_d2.demo --iterations 3000 --output output/longer",
             "python -m alignzeg_d2.demo --with-baseline",
+            "python -m alignzeg_d2.web",
         ],
     )
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from report_page import Page
 
 from alignzeg_d2.demo import main
-from alignzeg_d2.demo_report import Picture, Section, render_report
 from zeroshot_d2.demo_world import SPLIT, register_demo_world, render
 
 DATASETS = {"test_demo_train": "seen", "test_demo_val": "all", "test_demo_val_unseen": "unseen"}
@@ -24,34 +23,6 @@ OPTIONS = [
     *("MODEL.ALIGNZEG.LOSS.NUM_POINTS", "64", "MODEL.ALIGNZEG.PBC.GAMMA", "0.05"),
 ]
 PICTURES = ("training_labels.png", "unseen_iou.png", "segmentation.png", "gamma.png", "corrections.png")
-
-
-class Page(HTMLParser):
-    """Collects tags, their attributes and the text, and refuses tags that are not closed in order."""
-
-    VOID = ("meta", "img", "br", "link")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-        assert not self.open, f"not closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -167,22 +138,3 @@ def test_wrong_arguments_are_named(datasets: None, tmp_path: Path):
         main(["--config-file", "nowhere.yaml", "--output", str(tmp_path), *OPTIONS])
     with pytest.raises(ValueError, match="GZS3"):
         main(["--output", str(tmp_path), *OPTIONS, "DATASETS.TEST", "('test_demo_val_unseen',)"])
-
-
-def test_report_escapes_text(tmp_path: Path):
-    picture = tmp_path / "a.png"
-    picture.write_bytes(b"png")
-    page = Page(
-        render_report(
-            "a < b",
-            ["<script>"],
-            {"d&d": {"protocol": "ZS3", "mIoU": None, "pAcc": 12.34}},
-            {"<i>": "<b>"},
-            [Section("s", ["<p>"], [Picture(picture, "1 < 2", 'a "quote"')], ["echo <x>"])],
-            {"all": "<pre>"},
-        )
-    )
-    assert page.all("script") == [] and page.all("i") == []
-    for text in ("a < b", "<script>", "d&d", "12.3", "–", "1 < 2", "echo <x>"):
-        assert text in page.text
-    assert page.all("img")[0]["alt"] == 'a "quote"'

@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file with its pictures inside, which needs no network and prints well."""
+"""The report of a demo: one HTML file with its pictures inside, which needs no network and prints well."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
-
-_COLUMNS = {"pAcc": "pAcc", "mIoU_seen": "mIoU(S)", "mIoU_unseen": "mIoU(U)", "hIoU": "hIoU", "mIoU": "mIoU"}
 
 _STYLE = """
 :root { --ink: #22262b; --muted: #5f6873; --line: #dde1e6; --unseen: #b3122b; }
@@ -73,6 +70,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Headings and rows; the first two columns are words, the others numbers, in percent unless they are counts."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str | int | float | None]]
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading, paragraphs of plain text, pictures, and lines of a shell."""
 
@@ -85,7 +90,7 @@ class Section:
 def render_report(
     title: str,
     lead: Sequence[str],
-    results: Mapping[str, Mapping[str, Any]],
+    results: Table,
     explanations: Mapping[str, str],
     sections: Sequence[Section],
     details: Mapping[str, str],
@@ -95,7 +100,7 @@ def render_report(
     Args:
         title: heading.
         lead: paragraphs of plain text below it.
-        results: {row: numbers of an evaluator}, the table.
+        results: the table of the numbers.
         explanations: {term: what it means}, below the table.
         sections: what follows.
         details: {summary: preformatted text}, folded, at the end.
@@ -118,21 +123,16 @@ def render_report(
     return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(body))
 
 
-def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    headings = ["data set", "protocol", *_COLUMNS.values(), "images"]
-    rows = [
-        [name, str(numbers["protocol"])]
-        + [_number(numbers.get(key)) for key in _COLUMNS]
-        + [str(numbers.get("num_images", "–"))]
-        for name, numbers in results.items()
-    ]
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    lines = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings)
+    lines = ["<tr>" + "".join(f"<td>{escape(_cell(cell))}</td>" for cell in row) + "</tr>" for row in table.rows]
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+def _cell(value: str | int | float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def _figure(picture: Picture) -> str:
