@@ -15,9 +15,8 @@ Shapes: Q proposals, K classes, D embedding, P cells of the masks' grid (h, w), 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +56,9 @@ from zeroshot_d2.figures import add_picture_arguments, check_dataset, first_want
 
 # An example is an image in which unseen classes cover this share of the pixels.
 UNSEEN_SHARE = 0.15
-# Proposals that claim less of their image than this are no example of a correction.
+# Proposals that claim less of their image than this are neither shown nor counted.
 MIN_WEIGHT = 0.01
+NUM_MENDED, NUM_SPOILED = 3, 2
 # t-SNE shows classes with at least so many matched proposals, and at most so many of each.
 MIN_PROPOSALS, MAX_PROPOSALS = 3, 100
 
@@ -87,13 +87,51 @@ def labels_without_pbc(model: AlignZeg, split: ClassSplit, proposals: Proposals,
     return labels.cpu().numpy()
 
 
-def heavy_corrections(
-    image: ImageArray, truth: LabelArray, proposals: Proposals, num_classes: int, *, background_in_softmax: bool
-) -> list[Correction]:
-    """The proposals of an image that PBC gave another class, heaviest first, without the tiny ones."""
-    changed = changed_proposals(proposals, background_in_softmax=background_in_softmax)
-    heavy = itertools.takewhile(lambda proposal: proposal.weight >= MIN_WEIGHT, changed)
-    return [Correction(image, proposal, class_under_mask(proposal.mask, truth, num_classes)) for proposal in heavy]
+class Corrections:
+    """The proposals that PBC gave another class, counted, and the ones that claim most of their image to be shown.
+
+    Attributes:
+        changed: how many, without the tiny ones.
+        num_mended, num_spoiled: to how many it gave the right class, and from how many it took it.
+        mended, spoiled: the heaviest of these, one per image so that the pictures differ.
+    """
+
+    def __init__(self, split: ClassSplit, *, background_in_softmax: bool) -> None:
+        self._num_classes = len(split)
+        self._background_in_softmax = background_in_softmax
+        self.changed = self.num_mended = self.num_spoiled = 0
+        self.mended: list[Correction] = []
+        self.spoiled: list[Correction] = []
+
+    def add(self, image: ImageArray, truth: LabelArray, proposals: Proposals) -> None:
+        """Count the ``proposals`` of an image (H, W, 3); ``truth`` (H, W)."""
+        mended: list[Correction] = []
+        spoiled: list[Correction] = []
+        for proposal in changed_proposals(proposals, background_in_softmax=self._background_in_softmax):
+            if proposal.weight < MIN_WEIGHT:
+                break  # they come heaviest first
+            self.changed += 1
+            correction = Correction(image, proposal, class_under_mask(proposal.mask, truth, self._num_classes))
+            if proposal.after == correction.truth:
+                mended.append(correction)
+            elif proposal.before == correction.truth:
+                spoiled.append(correction)
+        self.num_mended += len(mended)
+        self.num_spoiled += len(spoiled)
+        self.mended = _heaviest([*self.mended, *mended[:1]], NUM_MENDED)
+        self.spoiled = _heaviest([*self.spoiled, *spoiled[:1]], NUM_SPOILED)
+
+    def text(self) -> str:
+        """The counts as a sentence."""
+        return (
+            f"the correction gave another class to {self.changed} proposals that claim at least {MIN_WEIGHT:.0%} of their "
+            f"image: {self.num_mended} became right, {self.num_spoiled} became wrong, and "
+            f"{self.changed - self.num_mended - self.num_spoiled} were wrong before and after."
+        )
+
+
+def _heaviest(corrections: list[Correction], count: int) -> list[Correction]:
+    return sorted(corrections, key=lambda correction: -correction.proposal.weight)[:count]
 
 
 def matched_proposals(mask_logits: torch.Tensor, truth: LabelArray, num_classes: int) -> tuple[LabelArray, LabelArray]:
@@ -219,21 +257,19 @@ def draw_qualitative(args: argparse.Namespace) -> Figure:
     metadata = MetadataCatalog.get(dataset)
     split: ClassSplit = metadata.class_split
     records = _example_records(dataset, args.num_images)
-    columns: dict[str, list[LabelArray]] = {}
+    columns: dict[str, dict[str, LabelArray]] = {record["file_name"]: {} for record in records}
+    images: dict[str, ImageArray] = {}
     for name, predictor in predictors.items():
         model = predictor.model
         alone = len(predictors) == 1 and model.class_indicator is not None
-        for _, _, found in _segmentations(predictor, records, proposals=alone):
-            if alone and found.proposals is not None:
-                size = (found.labels.shape[0], found.labels.shape[1])
-                columns.setdefault("Without PBC", []).append(labels_without_pbc(model, split, found.proposals, size))
-            columns.setdefault(name, []).append(found.labels)
-    rows = [
-        Comparison(
-            _rgb(record["file_name"]), read_truth(record), {name: labels[i] for name, labels in columns.items()}
-        )
-        for i, record in enumerate(records)
-    ]
+        for record, image, found in _segmentations(predictor, records, proposals=alone):
+            file_name = record["file_name"]
+            images[file_name] = image
+            if found.proposals is not None:
+                size = (image.shape[0], image.shape[1])
+                columns[file_name]["Without PBC"] = labels_without_pbc(model, split, found.proposals, size)
+            columns[file_name][name] = found.labels
+    rows = [Comparison(images[record["file_name"]], read_truth(record), columns[record["file_name"]]) for record in records]
     return comparison_figure(rows, split, metadata.stuff_colors)
 
 
@@ -266,29 +302,23 @@ def draw_tsne(args: argparse.Namespace) -> Figure:
 
 
 def draw_pbc(args: argparse.Namespace) -> Figure:
-    """Suppl. Fig. 3: the heaviest changed proposal of each of the first images that have one, right or wrong."""
+    """Suppl. Fig. 3: the heaviest proposals that became right, and below them the heaviest that became wrong."""
     dataset, predictors = _load(args)
     predictor = predictors[args.name]
     split: ClassSplit = MetadataCatalog.get(dataset).class_split
     gamma = predictor.cfg.MODEL.ALIGNZEG.PBC.GAMMA
-    chosen: list[Correction] = []
-    for record, bgr, found in _segmentations(predictor, _records(dataset, None), proposals=True):
+    corrections = Corrections(split, background_in_softmax=predictor.model.background_in_softmax)
+    for record, image, found in _segmentations(predictor, _records(dataset, args.num_images), proposals=True):
         assert found.proposals is not None
-        chosen += heavy_corrections(
-            bgr[:, :, ::-1],
-            read_truth(record),
-            found.proposals,
-            len(split),
-            background_in_softmax=predictor.model.background_in_softmax,
-        )[:1]
-        if len(chosen) == args.num_images:
-            break
-    if not chosen:
+        corrections.add(image, read_truth(record), found.proposals)
+    print(f"At gamma = {gamma:g} {corrections.text()}")
+    shown = [*corrections.mended, *corrections.spoiled]
+    if not shown:
         raise ValueError(
-            f"at gamma {gamma:g} PBC changes no proposal on {dataset!r} that claims {MIN_WEIGHT:.0%} of its image: "
-            "lower MODEL.ALIGNZEG.PBC.GAMMA"
+            f"no proposal on {dataset!r} became right or wrong at gamma {gamma:g}: take more images (--num-images), lower "
+            "MODEL.ALIGNZEG.PBC.GAMMA, or take a data set with unseen classes"
         )
-    return corrections_figure(chosen, split, gamma=gamma)
+    return corrections_figure(shown, split, gamma=gamma)
 
 
 # ---- models, records and passes through them ----
@@ -330,14 +360,13 @@ def _example_records(dataset: str, num_images: int) -> list[Record]:
 
 
 def _segmentations(
-    predictor: AlignZegPredictor, records: Sequence[Record], *, proposals: bool = False
+    predictor: AlignZegPredictor, records: Iterable[Record], *, proposals: bool = False
 ) -> Iterator[tuple[Record, ImageArray, Segmentation]]:
-    """Record, image (H, W, 3) in BGR and prediction, batch by batch."""
-    with tqdm(total=len(records), unit="image") as progress:
-        for batch in batches(records, predictor.batch_size):
-            images = [to_bgr(record["file_name"]) for record in batch]
-            yield from zip(batch, images, predictor(images, proposals=proposals), strict=True)
-            progress.update(len(batch))
+    """Record, image (H, W, 3) in RGB and prediction, batch by batch."""
+    for batch in batches(tqdm(records, unit="image"), predictor.batch_size):
+        images = [to_bgr(record["file_name"]) for record in batch]
+        for record, bgr, found in zip(batch, images, predictor(images, proposals=proposals), strict=True):
+            yield record, bgr[:, :, ::-1], found
 
 
 def _evaluate(
@@ -374,10 +403,6 @@ def _matched_features(
 
 def _sample(indices: npt.NDArray[np.int64], limit: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
     return indices if len(indices) <= limit else generator.choice(indices, limit, replace=False)
-
-
-def _rgb(file_name: str) -> ImageArray:
-    return to_bgr(file_name)[:, :, ::-1]
 
 
 def _read_results(file: Path) -> dict[str, Any]:
@@ -446,7 +471,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pbc = figures.add_parser("pbc", help="proposals before and after the correction (suppl. Fig. 3)")
     _add_arguments(pbc)
-    pbc.add_argument("--num-images", type=int, default=5, help="rows; default: 5")
+    pbc.add_argument("--num-images", type=int, help=_ALL_IMAGES)
     for figure in figures.choices.values():
         figure.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the config")
     return parser

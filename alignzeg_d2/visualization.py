@@ -537,23 +537,15 @@ def _scatter_class(axes: Axes, positions: FloatArray, color: str, *, unseen: boo
 def _add_tsne_legend(figure: Figure, colors: Mapping[int, str], split: ClassSplit, with_prototypes: bool) -> None:
     order = sorted(colors, key=lambda k: (split.names[k] in split.unseen, k))
     unseen = [split.names[k] in split.unseen for k in order]
-    handles = [
-        Line2D(
-            *([], []),
-            linestyle="none",
-            marker="*" if is_unseen else "o",
-            markersize=10 if is_unseen else 6,
-            markerfacecolor=colors[k],
-            markeredgecolor="black" if is_unseen else "none",
-            markeredgewidth=0.5,
-            label=split.names[k] + (" (unseen)" if is_unseen else ""),
-        )
-        for k, is_unseen in zip(order, unseen, strict=True)
-    ]
+    handles = []
+    for k, is_unseen in zip(order, unseen, strict=True):
+        handle = Line2D([], [], linestyle="none", color=colors[k], label=split.names[k] + is_unseen * " (unseen)")
+        handle.set(marker="*" if is_unseen else "o", markersize=10 if is_unseen else 6)
+        handle.set(markeredgecolor="black" if is_unseen else "none", markeredgewidth=0.5)
+        handles.append(handle)
     if with_prototypes:
-        handles.append(
-            Line2D([], [], linestyle="none", marker="X", markersize=9, color="white", markeredgecolor="black", label="text")
-        )
+        handles.append(Line2D([], [], linestyle="none", marker="X", markersize=9, color="white", markeredgecolor="black"))
+        handles[-1].set_label("text prototype")
     columns = max(2, round(figure.get_figwidth() / 1.9))
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     for text, is_unseen in zip(legend.get_texts(), unseen, strict=False):
