@@ -1,5 +1,5 @@
 # make setup   a virtual environment in .venv with everything, detectron2 included
-# make demo    train both systems on the embedded zero-shot world and write output/demo/report.html
+# make demo    train both systems on the embedded zero-shot world and write two reports: output/demo/
 # make test    lint, then all tests
 # make lint    ruff and mypy
 # make docs    the documentation as a site in output/site
@@ -41,6 +41,7 @@ $(READY): $(VENV)/.detectron2-done setup.py pyproject.toml
 
 demo: setup
 	$(PY) -m alignzeg_d2.demo
+	$(PY) -m epsilon_d2.demo
 
 test: lint
 	$(PY) -m pytest

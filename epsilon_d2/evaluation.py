@@ -390,25 +390,31 @@ def tasks_of(split: ClassSplit, protocol: str) -> dict[str, BoolArray]:
     return tasks[protocol]
 
 
-def format_multilabel_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row per data set, task and set of images.
+def table_of_results(results: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a row per data set, task and set of images.
 
     Args:
         results: {data set: numbers of :meth:`MultiLabelEvaluator.evaluate`, with or without the "multilabel" around}.
 
     Returns:
-        A text table in percent; "-" where a number is not defined.
+        texts, percent; "-" where a number is not defined.
     """
-    rows, headers = [], ["data set", "task", "image set", "images", "classes", "mAP", "mAP, none = 0"]
+    rows, headings = [], ["data set", "task", "image set", "images", "classes", "mAP", "mAP, none = 0"]
     for dataset, numbers in results.items():
         numbers = numbers.get("multilabel", numbers)
         for task, (with_positive, every) in numbers["num_classes"].items():
             prefix = "" if task == "all" else f"{task}_"
             for images, source in zip(IMAGE_SETS, (numbers, numbers["labelled_images"]), strict=True):
                 top = [key.removeprefix(prefix) for key in source if "@" in key and key.startswith(prefix)]
-                headers = [*headers[:7], *top]
+                headings = [*headings[:7], *top]
                 values = [source[f"{prefix}{key}"] for key in ("mAP", "mAP_all_classes", *top)]
                 shown = ["-" if value is None else f"{value:.1f}" for value in values]
                 label = "classification" if task == "all" else task
-                rows.append([dataset, label, images, source["num_images"], f"{with_positive} of {every}", *shown])
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+                rows.append([dataset, label, images, str(source["num_images"]), f"{with_positive} of {every}", *shown])
+    return headings, rows
+
+
+def format_multilabel_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """:func:`table_of_results` as a text table."""
+    headings, rows = table_of_results(results)
+    return tabulate(rows, headers=headings, tablefmt="github", disable_numparse=True)
