@@ -12,7 +12,9 @@ import ast
 import html.parser
 import importlib
 import importlib.util
+import json
 import re
+import runpy
 import shlex
 import sys
 import textwrap
@@ -23,9 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+from PIL import Image
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 import train_net
@@ -87,7 +91,7 @@ def test_the_site_loads_and_links_to_files_of_its_own(site: Path) -> None:
         found = Resources(path.read_text(encoding="utf-8"))
         assert len(found.loaded) > 2 and len(found.linked) > 2
         folder = site if path.name == "404.html" else path.parent
-        for target in (*found.loaded, *(link for link in found.linked if not link.startswith(("https:", "#")))):
+        for target in (*found.loaded, *(link for link in found.linked if not link.startswith(("http", "#")))):
             assert (folder / target.partition("#")[0].lstrip("/")).exists(), f"{path.name}: {target}"
     for sheet in site.rglob("*.css"):
         assert not re.search(r"@import|url\(['\"]?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name
@@ -95,7 +99,7 @@ def test_the_site_loads_and_links_to_files_of_its_own(site: Path) -> None:
 
 # ---- links, as a code host follows them ----
 
-FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"(?:^ {4}.+\n+)+", re.M)
 
 
@@ -117,7 +121,7 @@ def test_relative_links(page: str) -> None:
 
 # ---- commands ----
 
-PROGRAMS = ("python", "make", "pip", "torchrun", "pre-commit", "source", "export", "ls", "srun")
+PROGRAMS = ("python", "make", "pip", "torchrun", "pre-commit", "source", "export", "ls", "srun", "ssh")
 COMMAND = re.compile(rf"(?:[A-Z_]+=\S* )*(?:{'|'.join(PROGRAMS)}) .+")
 # Of a command that is neither a program of this repository nor reached by `accept`: why it is not checked.
 NOT_CHECKED = {
@@ -128,6 +132,7 @@ NOT_CHECKED = {
     "pip freeze": "pip's own",
     "pip uninstall opencv-python": "pip's own",
     "pre-commit install": "pre-commit's own",
+    "ssh -L 7860:127.0.0.1:7860 server": "needs a server",
     "ls SegmentationClassAug | sed 's/.png$//' | grep -vxFf ImageSets/Segmentation/val.txt "
     "> ImageSets/Segmentation/trainaug.txt": "needs the labels; its answer is that of tests/test_releases.py",
 }
@@ -143,14 +148,14 @@ NOT_RUN = {
 
 
 class Block(NamedTuple):
-    language: str  # "python", or "bash" for anything else
+    language: str  # "python", or "bash" for anything that may hold commands
     code: str
 
 
 def blocks(page: str) -> list[Block]:
     """The code blocks of a page, in order: fenced, or indented by four spaces."""
     text = read(page)
-    found = [(match.start(), Block(match[1], match[2])) for match in FENCED.finditer(text)]
+    found = [(match.start(), Block(match[1] or "bash", match[2])) for match in FENCED.finditer(text)]
     outside = FENCED.sub(lambda match: " " * len(match[0]), text)
     for match in INDENTED.finditer(outside):
         code = textwrap.dedent(match[0])
@@ -384,6 +389,42 @@ def test_commands_and_python_of_the_page(
             if command not in NOT_RUN and command not in NOT_CHECKED:
                 run(command)
     assert (tmp_path / "output/documented/results.json").is_file()
+
+
+def pairs(node: CfgNode, prefix: str) -> list[str]:
+    """The leaves below a node as KEY VALUE pairs."""
+    found = []
+    for key, value in node.items():
+        found += pairs(value, f"{prefix}.{key}") if isinstance(value, dict) else [f"{prefix}.{key}", str(value)]
+    return found
+
+
+@pytest.fixture
+def forgotten_data_sets() -> Iterator[None]:
+    """Data sets that the test registers are gone afterwards: another page uses the same names."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_the_script_for_data_of_ones_own(
+    forgotten_data_sets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/camvid_example.py on a CamVid of two images, with a model of the demo's size."""
+    for part, values in (("train", [0, 3, 8, 11]), ("val", [1, 5, 7, 10])):
+        for kind, pixels in (("images", np.zeros((64, 64, 3))), ("labels", np.repeat(values, 1024).reshape(64, 64))):
+            (tmp_path / "camvid" / kind / part).mkdir(parents=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "camvid" / kind / part / "0001.png")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    demo = CfgNode.load_yaml_with_base(str(ROOT / "configs/demo/alignzeg.yaml"))
+    size = [*pairs(demo["MODEL"], "MODEL"), *pairs(demo["INPUT"], "INPUT"), "SOLVER.MAX_ITER", "1"]
+    monkeypatch.setattr(sys, "argv", ["camvid_example.py", "camvid", *size, "DATALOADER.NUM_WORKERS", "0"])
+    runpy.run_path(str(ROOT / "docs/camvid_example.py"), run_name="__main__")
+    results = json.loads((tmp_path / "output/camvid/results.json").read_text(encoding="utf-8"))["camvid_val"]
+    assert results["protocol"] == "GZS3" and results["mIoU_unseen"] is not None
 
 
 # ---- the model zoo ----
