@@ -65,8 +65,10 @@ NUM_PROPOSALS, NUM_CORRECTIONS = 8, 4
 MIN_WEIGHT = 0.01  # a changed proposal that claims less of the photo is counted, but not drawn
 THUMBNAIL = 320  # pixels
 
-Results = tuple[ImageArray, list[list[str]], str, str, ImageArray | None]
-"""Overlay, rows of the table of classes, a sentence, proposals as HTML, and a picture of what PBC changed, if it did."""
+HEADERS = ("class", "in training", "area (%)", "score")
+Captioned = list[tuple[ImageArray, str]]
+Results = tuple[ImageArray, list[list[str]], str, Captioned, ImageArray | None]
+"""Overlay, rows under HEADERS, a sentence, the heaviest proposals, and a picture of what PBC changed, if it did."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +143,7 @@ class Segmenter:
         ]
         overlay = figure_pixels(label_figure(found.image, segmentation.labels, split, found.colors))
         summary, picture = self._corrections(found.image, split, proposals, gamma)
-        return overlay, rows, summary, captioned(self._heaviest(found.image, split, proposals)), picture
+        return overlay, rows, summary, self._heaviest(found.image, split, proposals), picture
 
     def _corrections(
         self, image: ImageArray, split: ClassSplit, proposals: Proposals, gamma: float
@@ -160,7 +162,7 @@ class Segmenter:
         rows = [Correction(image, proposal) for proposal in changed[:NUM_CORRECTIONS] if proposal.weight >= MIN_WEIGHT]
         return summary, figure_pixels(corrections_figure(rows, split, gamma=gamma)) if rows else None
 
-    def _heaviest(self, image: ImageArray, split: ClassSplit, proposals: Proposals) -> list[tuple[ImageArray, str]]:
+    def _heaviest(self, image: ImageArray, split: ClassSplit, proposals: Proposals) -> Captioned:
         """Those that claim most of the image, with their class before and after the correction, and their I."""
         before, after = (
             class_probabilities(proposals[key], background_in_softmax=self.model.background_in_softmax)
@@ -244,7 +246,7 @@ def segmentation_tab(segmenter: Segmenter, examples: list[Path]) -> None:
         with gr.Column(scale=3, min_width=320):
             gr.Markdown("### Segmentation (★ unseen)")
             overlay = picture_output("overlay", buttons=["download", "fullscreen"])
-            classes = table(["class", "in training", "area (%)", "score"], elem_id="classes")
+            classes = gr.HTML(table(HEADERS, []), elem_id="classes", padding=False)
             gr.Markdown("### Proposals with most influence")
             summary = gr.Markdown(elem_id="summary")
             proposals = gr.HTML(elem_id="proposals", padding=False)
@@ -253,7 +255,8 @@ def segmentation_tab(segmenter: Segmenter, examples: list[Path]) -> None:
     found = gr.State(time_to_live=KEPT_SECONDS)
 
     def show(found: Found, gamma: float) -> list[Any]:
-        *shown, picture = segmenter.show(found, gamma)
+        overlay, rows, summary, heaviest, picture = segmenter.show(found, gamma)
+        shown = [overlay, table(HEADERS, rows), summary, captioned(heaviest)]
         return [*shown, gr.Image(picture, visible=picture is not None)]
 
     @explained

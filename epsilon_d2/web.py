@@ -40,9 +40,10 @@ from zeroshot_d2.web import (
 )
 
 ATTENTION = {"group_attention": "groups of GPA", "global_attention": "feature blocks of GFP"}
+HEADERS = ("label", "in training", "score")
 
 Tags = tuple[list[list[str]], list[ImageArray | None]]
-"""Rows of the table of labels, and a picture, if there is one, for each of :data:`ATTENTION`."""
+"""Rows under HEADERS, and a picture, if there is one, for each of :data:`ATTENTION`."""
 
 
 class Labeller:
@@ -143,14 +144,14 @@ def tags_tab(labeller: Labeller, examples: list[Path]) -> None:
             )
             run = gr.Button("Tag", variant="primary", elem_id="tag")
         with gr.Column(scale=3, min_width=320):
-            tags = table(["label", "in training", "score"], elem_id="tags")
+            tags = gr.HTML(table(HEADERS, []), elem_id="tags", padding=False)
             gr.Markdown("### Where the groups look", elem_id="attention")
             pictures = [picture_output(key, buttons=["fullscreen"], visible=False) for key in ATTENTION]
 
     @explained
     def on_run(photo: str | None, labels: str, top_k: int, threshold: str) -> list[Any]:
         rows, drawn = labeller.tag(photo, labels, top_k, threshold)
-        return [rows, *(gr.Image(picture, visible=picture is not None) for picture in drawn)]
+        return [table(HEADERS, rows), *(gr.Image(picture, visible=picture is not None) for picture in drawn)]
 
     run.click(on_run, [photo, labels, top_k, threshold], [tags, *pictures], api_visibility="private")
 

@@ -12,7 +12,7 @@ import html
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import gradio as gr
 import numpy as np
@@ -34,11 +34,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_ASPECT = 10  # longer to shorter side: pictures of a thin strip would be of any height
 KEPT_SECONDS = 3600  # for how long uploads and results stay on the server
 KEPT_SESSIONS = 100  # visitors whose last result is kept
-# The fonts of the system: a page that works without a network loads none. Tables are set in the second one.
-THEME = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("system-ui", "sans-serif"))
+# The fonts of the system: a page that works without a network loads none.
+THEME = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
 CSS = """
 footer {display: none !important}
 .photo img {width: 100%; height: 100%; object-fit: contain}
+.results {width: 100%; border-collapse: collapse}
+.results th, .results td {padding: 6px 8px; text-align: right; border-bottom: 1px solid var(--border-color-primary)}
+.results th:first-child, .results td:first-child {text-align: left}
 .captioned {display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 12px}
 .captioned figure {margin: 0}
 .captioned img {width: 100%; border-radius: 4px}
@@ -106,6 +109,13 @@ def figure_pixels(figure: Figure, dpi: int = 160) -> ImageArray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[:, :, :3]
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as HTML; the first column is text, the others are set to the right."""
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in headers)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in rows)
+    return f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def captioned(pictures: list[tuple[ImageArray, str]]) -> str:
@@ -217,8 +227,3 @@ def picture_output(elem_id: str, *, buttons: Sequence[str] = (), visible: bool =
     return gr.Image(
         show_label=False, format="png", interactive=False, buttons=list(buttons), visible=visible, elem_id=elem_id
     )
-
-
-def table(headers: list[str], rows: list[list[Any]] | None = None, **options: Any) -> gr.Dataframe:
-    """A table to look at."""
-    return gr.Dataframe(rows, headers=headers, interactive=False, buttons=[], **options)

@@ -116,6 +116,11 @@ def test_figures_become_pixels():
     assert pixels.shape == (50, 100, 3) and pixels.dtype == np.uint8 and (pixels == 255).all()
 
 
+def test_tables_hold_text():
+    content = web.table(["class", "area"], [["<b>cat</b>", "1.0"], ["dog", "2.0"]])
+    assert content.count("<tr>") == 3 and "<td>&lt;b&gt;cat&lt;/b&gt;</td><td>1.0</td>" in content and "<b>" not in content
+
+
 def test_captions_are_text():
     page = web.captioned([(np.zeros((4, 4, 3), dtype=np.uint8), "<b>cat</b>"), (np.zeros((4, 4, 3), dtype=np.uint8), "dog")])
     assert page.count("<img") == 2 and "&lt;b&gt;cat" in page and "<b>" not in page
