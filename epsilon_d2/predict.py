@@ -61,11 +61,18 @@ class Predictor:
         self.model = Epsilon(cfg).to(cfg.MODEL.DEVICE).eval()
         self.image_format = cfg.INPUT.FORMAT
         DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        if vocabulary is None:
-            vocabulary = split_of_dataset(cfg.DATASETS.TEST[0])
-        elif not isinstance(vocabulary, ClassSplit):
-            vocabulary = vocabulary_from_names(vocabulary)
-        self.vocabulary = _marked_unseen(vocabulary, cfg)
+        self._training_sets = tuple(cfg.DATASETS.TRAIN)
+        self.set_vocabulary(split_of_dataset(cfg.DATASETS.TEST[0]) if vocabulary is None else vocabulary)
+
+    def set_vocabulary(self, vocabulary: Sequence[str] | ClassSplit) -> ClassSplit:
+        """Rank these labels from now on; gives them with those marked as unseen that no training set has.
+
+        Raises:
+            ValueError: it is empty or has duplicates.
+        """
+        split = vocabulary if isinstance(vocabulary, ClassSplit) else vocabulary_from_names(vocabulary)
+        self.vocabulary = _marked_unseen(split, self._training_sets)
+        return self.vocabulary
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
@@ -76,11 +83,11 @@ class Predictor:
         return {key: value.cpu() for key, value in output.items()}
 
 
-def _marked_unseen(vocabulary: ClassSplit, cfg: CfgNode) -> ClassSplit:
-    """The vocabulary with its unseen classes: those that no training set of ``cfg`` has, by name or synonym."""
+def _marked_unseen(vocabulary: ClassSplit, training_sets: Sequence[str]) -> ClassSplit:
+    """The vocabulary with its unseen classes: those that no training set has, by name or synonym."""
     trained = {
         text
-        for name in cfg.DATASETS.TRAIN
+        for name in training_sets
         for split in [split_of_dataset(name)]
         for text in (*split.names, *(synonym for synonyms in split.synonyms for synonym in synonyms))
     }

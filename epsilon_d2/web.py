@@ -22,10 +22,10 @@ import gradio as gr
 from detectron2.config import CfgNode, get_cfg
 
 from epsilon_d2 import add_epsilon_config
-from epsilon_d2.predict import CONFIG, Predictor, _marked_unseen
+from epsilon_d2.predict import CONFIG, Predictor
 from epsilon_d2.visualization import ImageArray, attention_figure, best_labels
-from zeroshot_d2.vocabulary import vocabulary_from_names
 from zeroshot_d2.web import (
+    EVENT,
     add_server_arguments,
     build_page,
     example_photos,
@@ -50,7 +50,6 @@ class Labeller:
     """Epsilon behind the page. Safe to call from several threads: the labels go with each call."""
 
     def __init__(self, cfg: CfgNode, max_pixels: int) -> None:
-        self._cfg = cfg
         self._predictor = Predictor(cfg)
         self._max_pixels = max_pixels
         self.default_labels = ", ".join(self._predictor.vocabulary.prompts)
@@ -71,7 +70,7 @@ class Labeller:
         least = _number(threshold)
         predictor = copy.copy(self._predictor)  # the same model, labels of its own
         if labels != self.default_labels:
-            predictor.vocabulary = _marked_unseen(vocabulary_from_names(names_of(labels)), self._cfg)
+            predictor.set_vocabulary(names_of(labels))
         split = predictor.vocabulary
         output = predictor(image)
         scores = output["scores"].numpy()
@@ -153,7 +152,7 @@ def tags_tab(labeller: Labeller, examples: list[Path]) -> None:
         rows, drawn = labeller.tag(photo, labels, top_k, threshold)
         return [table(HEADERS, rows), *(gr.Image(picture, visible=picture is not None) for picture in drawn)]
 
-    run.click(on_run, [photo, labels, top_k, threshold], [tags, *pictures], api_visibility="private")
+    run.click(on_run, [photo, labels, top_k, threshold], [tags, *pictures], **EVENT)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
