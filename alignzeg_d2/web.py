@@ -42,6 +42,7 @@ from alignzeg_d2.visualization import (
 )
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.web import (
+    EVENT,
     KEPT_SECONDS,
     add_server_arguments,
     build_page,
@@ -267,9 +268,9 @@ def segmentation_tab(segmenter: Segmenter, examples: list[Path]) -> None:
     def on_gamma(found: Found | None, gamma: float) -> Any:
         return show(found, gamma) if found is not None else gr.skip()
 
-    run.click(on_run, [photo, names, unseen, gamma], [found, *results], api_visibility="private")
+    run.click(on_run, [photo, names, unseen, gamma], [found, *results], **EVENT)
     # While the slider moves only the last place counts.
-    gamma.change(on_gamma, [found, gamma], results, trigger_mode="always_last", api_visibility="private")
+    gamma.change(on_gamma, [found, gamma], results, trigger_mode="always_last", **EVENT)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

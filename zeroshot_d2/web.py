@@ -34,14 +34,17 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_ASPECT = 10  # longer to shorter side: pictures of a thin strip would be of any height
 KEPT_SECONDS = 3600  # for how long uploads and results stay on the server
 KEPT_SESSIONS = 100  # visitors whose last result is kept
+# Of every event: one photo at a time, whichever the button, and from the page only.
+EVENT = {"concurrency_id": "photos", "concurrency_limit": 1, "api_visibility": "private"}
 # The fonts of the system: a page that works without a network loads none.
 THEME = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
 CSS = """
 footer {display: none !important}
 .photo img {width: 100%; height: 100%; object-fit: contain}
 .results {width: 100%; border-collapse: collapse}
-.results th, .results td {padding: 6px 8px; text-align: right; border-bottom: 1px solid var(--border-color-primary)}
-.results th:first-child, .results td:first-child {text-align: left}
+.results th, .results td {padding: 6px 8px; text-align: right !important; border: 0 !important}
+.results th:first-child, .results td:first-child {text-align: left !important}
+.results tr {border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important}
 .captioned {display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 12px}
 .captioned figure {margin: 0}
 .captioned img {width: 100%; border-radius: 4px}
