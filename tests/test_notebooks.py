@@ -41,7 +41,8 @@ def execute(name: str, folder: Path) -> nbformat.NotebookNode:
         patch.setenv("OMP_NUM_THREADS", "1")
         connection = str(Path(scratch) / "kernel.json")
         manager = AsyncKernelManager(kernel_spec_manager=ThisInterpreter(), transport="ipc", connection_file=connection)
-        NotebookClient(notebook, km=manager, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+        client = NotebookClient(notebook, km=manager, timeout=300, resources={"metadata": {"path": str(folder)}})
+        client.execute(cleanup_kc=True)  # else a kernel of one's own manager would run on
     return notebook
 
 
