@@ -15,14 +15,17 @@ from alignzeg_d2.visualization import (
     UNSEEN_COLOR,
     Comparison,
     Correction,
+    EmbeddedFeatures,
     blend_labels,
     changed_proposals,
+    class_iou_figure,
     class_under_mask,
     comparison_figure,
     corrections_figure,
     gamma_figure,
     label_figure,
     save_figure,
+    tsne_figure,
     unseen_iou_figure,
 )
 from zeroshot_d2.class_split import ClassSplit
@@ -175,6 +178,39 @@ def test_unseen_iou_refuses_missing_classes():
         unseen_iou_figure({"Ours": {"a": 1.0}}, ["a", "b"])
     with pytest.raises(ValueError, match="models and classes"):
         unseen_iou_figure({}, ["a"])
+
+
+def test_many_classes_stand_in_columns_of_one_scale():
+    names = [f"class {k}" for k in range(90)]
+    figure = class_iou_figure({"Ours": {name: float(k) for k, name in enumerate(names)}}, names, names[:2])
+    assert [len(axes.patches) for axes in figure.axes] == [30, 30, 30]
+    assert len({axes.get_xlim() for axes in figure.axes} | {axes.get_ylim() for axes in figure.axes}) == 2
+    labels = [text.get_text() for axes in figure.axes for text in axes.get_yticklabels()]
+    assert labels == [f"★ {name}" for name in names[:2]] + names[2:]
+    assert figure.axes[0].get_yticklabels()[2].get_color() != UNSEEN_COLOR
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Ours (mean 44.5)"]
+
+
+def test_tsne_marks_unseen_classes_and_prototypes():
+    positions = np.arange(12.0).reshape(6, 2)
+    panel = EmbeddedFeatures(positions, np.array([0, 0, 1, 1, 2, 1]), {1: np.array([50.0, 60.0])}, "a note")
+    figure = tsne_figure({"Baseline": panel, "Ours": panel}, SPLIT)
+    assert [axes.get_title() for axes in figure.axes] == ["Baseline", "Ours"]
+    drawn = [collection.get_offsets().tolist() for collection in figure.axes[0].collections]
+    assert sorted(map(len, drawn)) == [1, 1, 2, 3] and [[50.0, 60.0]] in drawn
+    assert figure.axes[0].get_xlabel() == "a note"
+    legend = figure.legends[0]
+    names = [text.get_text() for text in legend.get_texts()]
+    markers = dict(zip(names, [handle.get_marker() for handle in legend.legend_handles], strict=True))
+    assert markers == {"cat": "o", "very long name of a cow": "o", "dog (unseen)": "*", "text prototype": "X"}
+
+
+def test_tsne_refuses_more_classes_than_colours():
+    names = tuple(f"class {k}" for k in range(8))
+    with pytest.raises(ValueError, match="7 seen and as many unseen classes, got 8"):
+        tsne_figure({"Ours": EmbeddedFeatures(np.zeros((8, 2)), np.arange(8))}, ClassSplit(names))
+    with pytest.raises(ValueError, match="at least one panel"):
+        tsne_figure({}, SPLIT)
 
 
 def test_gamma_curves():
