@@ -41,7 +41,7 @@ THEME = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monos
 CSS = """
 footer {display: none !important}
 .photo img {width: 100%; height: 100%; object-fit: contain}
-.results {width: 100%; border-collapse: collapse}
+.results {width: 100%; border-collapse: collapse; border: 0 !important}
 .results th, .results td {padding: 6px 8px; text-align: right !important; border: 0 !important}
 .results th:first-child, .results td:first-child {text-align: left !important}
 .results tr {border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important}
