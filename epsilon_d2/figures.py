@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from matplotlib.figure import Figure
 
-from epsilon_d2.config import add_epsilon_config
-from epsilon_d2.predict import Predictor
+from epsilon_d2.predict import Predictor, load_config
 from epsilon_d2.visualization import (
     AttendedImage,
     ImageArray,
@@ -157,18 +155,12 @@ _FIGURES = {"top10": draw_top10, "attention": draw_attention, "sweep": draw_swee
 
 def _load(args: argparse.Namespace) -> tuple[str, Predictor]:
     """The data set and the model; the vocabulary is that of the data set."""
-    if not args.config_file.is_file():
-        raise FileNotFoundError(f"--config-file {args.config_file} does not exist (looked for it from {Path.cwd()})")
-    cfg = get_cfg()
-    add_epsilon_config(cfg)
-    cfg.merge_from_file(str(args.config_file))
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.weights, args.opts)
     if not args.dataset and not cfg.DATASETS.TEST:
         raise ValueError("the config has no DATASETS.TEST: name a data set with --dataset")
     dataset = args.dataset or cfg.DATASETS.TEST[0]
     check_dataset(dataset, "epsilon_multilabel")
     cfg.DATASETS.TEST = (dataset,)
-    cfg.MODEL.WEIGHTS = args.weights
     cfg.MODEL.EPSILON.TEST.RETURN_ATTENTION = args.figure == "attention"
     return dataset, Predictor(cfg)
 

@@ -96,6 +96,27 @@ def _marked_unseen(vocabulary: ClassSplit, training_sets: Sequence[str]) -> Clas
     return ClassSplit(vocabulary.names, unseen=names, prompts=vocabulary.prompts)
 
 
+def load_config(config_file: str | Path, weights: str = "", opts: Sequence[str] = ()) -> CfgNode:
+    """The config of a command line.
+
+    Args:
+        config_file: a yaml file.
+        weights: the checkpoint; without one that of MODEL.WEIGHTS, else model_final.pth in OUTPUT_DIR.
+        opts: KEY VALUE pairs.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+    """
+    if not Path(config_file).is_file():
+        raise FileNotFoundError(f"--config-file {config_file} does not exist (looked for it from {Path.cwd()})")
+    cfg = get_cfg()
+    add_epsilon_config(cfg)
+    cfg.merge_from_file(str(config_file))
+    cfg.merge_from_list(list(opts))
+    cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS or str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    return cfg
+
+
 def read_names(file: Path) -> list[str]:
     """One name per line; empty lines and those that start with # are left out.
 
@@ -126,11 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to change")
     args = parser.parse_args(arguments)
 
-    cfg = get_cfg()
-    add_epsilon_config(cfg)
-    cfg.merge_from_file(str(args.config_file))
-    cfg.merge_from_list(args.opts)
-    cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS or str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    cfg = load_config(args.config_file, args.weights, args.opts)
     cfg.MODEL.EPSILON.TEST.RETURN_ATTENTION = args.output is not None
     images = {path: _read(path) for path in args.images}
     predictor = Predictor(cfg, None if args.labels is None else read_names(args.labels))

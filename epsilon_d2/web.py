@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from epsilon_d2 import add_epsilon_config
-from epsilon_d2.predict import CONFIG, Predictor
+from epsilon_d2.predict import CONFIG, Predictor, load_config
 from epsilon_d2.visualization import ImageArray, attention_figure, best_labels
 from zeroshot_d2.web import (
     EVENT,
@@ -102,14 +101,7 @@ def load_labeller(config_file: str | None, weights: str | None, max_pixels: int,
         FileNotFoundError: one of the two does not exist.
         ValueError: they do not fit.
     """
-    path = Path(config_file or CONFIG)
-    if not path.is_file():
-        raise FileNotFoundError(f"Epsilon's config {path} does not exist (looked for it from {Path.cwd()})")
-    cfg = get_cfg()
-    add_epsilon_config(cfg)
-    cfg.merge_from_file(str(path))
-    cfg.merge_from_list(list(opts))
-    cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS or str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    cfg = load_config(config_file or CONFIG, weights or "", opts)
     cfg.MODEL.EPSILON.TEST.RETURN_ATTENTION = True
     return Labeller(cfg, max_pixels)
 

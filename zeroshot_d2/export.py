@@ -36,19 +36,16 @@ def check_path(path: Path, file_format: str) -> None:
         raise ValueError(f"a file of format {file_format} ends with {FORMATS[file_format]}, got {path}")
 
 
-def trace(
-    program: nn.Module, inputs: Mapping[str, Tensor], shapes: Mapping[str, Any], *, strict: bool = False
-) -> ExportedProgram:
+def trace(program: nn.Module, inputs: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> ExportedProgram:
     """torch.export of ``program`` on examples of its inputs.
 
     Args:
-        program: in evaluation mode.
+        program: in evaluation mode. It may ask for ``x.shape[0]``, but ``len(x)`` would fix the number.
         inputs: by name. No dimension that is to be free may be 1: torch.export would take it as fixed.
         shapes: for each input its free dimensions, {dimension: torch.export.Dim}.
-        strict: read the Python code instead of running it. It is slower, but understands ``len`` of a free dimension.
     """
     with _exportable(program):
-        return torch.export.export(program, (), dict(inputs), dynamic_shapes=dict(shapes), strict=strict)
+        return torch.export.export(program, (), dict(inputs), dynamic_shapes=dict(shapes), strict=False)
 
 
 @contextmanager

@@ -152,7 +152,7 @@ class ClipViT(FrozenViT):
 
     def tokens(self, images: Tensor) -> Tensor:
         patches = self.conv1(images).flatten(2).transpose(1, 2)
-        cls = self.class_embedding.expand(len(images), 1, -1)
+        cls = self.class_embedding.expand(images.shape[0], 1, -1)
         x = self.ln_pre(torch.cat([cls, patches], dim=1) + self.positional_embedding)
         for block in self.blocks:
             x = block(x)

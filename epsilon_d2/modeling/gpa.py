@@ -64,7 +64,7 @@ class GroupPromptsAggregation(nn.Module):
         Nothing reads the image tokens that leave the last layer, so it runs for the prompts alone: its attention still
         sees all tokens, and the rows that Eq. 2 keeps are the same.
         """
-        x = torch.cat([self.prompts.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+        x = torch.cat([self.prompts.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for layer in self.encoder[:-1]:
             x = layer(x)
         return _encode_first(cast(nn.TransformerEncoderLayer, self.encoder[-1]), x, len(self.prompts))

@@ -83,7 +83,7 @@ def test_the_photo_can_be_faulty(labeller, tmp_path):
 
 def test_missing_files_are_named(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"config nowhere\.yaml does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"config-file nowhere\.yaml does not exist"):
         load_labeller("nowhere.yaml", None, 100)
     with pytest.raises(FileNotFoundError, match="output/demo/epsilon/model_final.pth do not exist"):
         load_labeller(None, None, 100)

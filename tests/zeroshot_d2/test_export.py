@@ -36,7 +36,7 @@ class Attends(nn.Module):
     def forward(self, tokens: Tensor, vectors: Tensor) -> Tensor:
         with torch.no_grad():
             tokens = self.frozen(tokens)
-        tokens = torch.cat([self.query.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.query.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return self.layer(tokens)[:, 0] @ vectors.T
 
 
@@ -50,7 +50,7 @@ def program() -> nn.Module:
 def traced(program):
     fused, learns = torch.backends.mha.get_fastpath_enabled(), [p.requires_grad for p in program.parameters()]
     shapes = {"tokens": {0: Dim("n"), 1: Dim("l")}, "vectors": {0: Dim("k")}}
-    result = trace(program, {"tokens": torch.zeros(2, 3, 8), "vectors": torch.zeros(2, 8)}, shapes, strict=True)
+    result = trace(program, {"tokens": torch.zeros(2, 3, 8), "vectors": torch.zeros(2, 8)}, shapes)
     assert torch.backends.mha.get_fastpath_enabled() == fused
     assert [p.requires_grad for p in program.parameters()] == learns
     return result
