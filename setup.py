@@ -31,7 +31,7 @@ EXTRAS_REQUIRE = {
         "scikit-learn>=1.3",  # t-SNE of proposal features
     ],
     "web": [
-        "gradio>=5",  # the web page
+        "gradio>=6",  # the web page
     ],
     "export": [
         "onnx>=1.17",  # the file format, and the description in its metadata
