@@ -24,7 +24,7 @@ from detectron2.evaluation import DatasetEvaluator
 
 from epsilon_d2 import EpsilonDatasetMapper, add_epsilon_config
 from epsilon_d2.evaluation import MultiLabelEvaluator, format_multilabel_table, table_of_results
-from epsilon_d2.figures import MODULES, attention_by_module, example_records, predictions
+from epsilon_d2.figures import MODULES, attention_by_module, example_records, predictions, spoken_labels
 from epsilon_d2.predict import CONFIG, Predictor
 from epsilon_d2.visualization import LabelledImage, attention_figure, save_figure, top_labels_figure
 from zeroshot_d2.launch import check_weights, setup
@@ -174,7 +174,8 @@ def _picture_sections(cfg: CfgNode, output: Path) -> list[Section]:
         if not examples:
             for module, groups in attention_by_module(found).items():
                 path = output / f"{MODULES[module]}.png"
-                save_figure(attention_figure(image, groups, title=f"where each group looks: {module}"), path)
+                title, labels = f"where each group looks: {module}", spoken_labels(found, split)
+                save_figure(attention_figure(image, groups, title=title, labels=labels), path)
                 attention.append(Picture(path, _ATTENTION_CAPTIONS[module], f"attention of the groups of {module}", 52))
         examples.append(LabelledImage(image, found["scores"], present=record["positive_labels"].tolist()))
     path = output / "labels.png"
@@ -190,7 +191,8 @@ def _picture_sections(cfg: CfgNode, output: Path) -> list[Section]:
 
 
 _ATTENTION_CAPTIONS = {
-    "GPA": "Group Prompts Aggregation (Eq. 3): the share of each patch in what a group sees (as Fig. 1).",
+    "GPA": "Group Prompts Aggregation (Eq. 3): the share of each patch in what a group sees (as Fig. 1). "
+    "Under its number stands the best label that a group speaks for (Eq. 9).",
     "GFP": "Global Forward Propagation (Eq. 5): the same for its blocks, averaged over the channels.",
 }
 

@@ -176,7 +176,7 @@ class Epsilon(nn.Module):
         Returns:
             in training a dict of weighted losses; otherwise a dict per image with ``scores`` (K,), one per class of the
             vocabulary in its order, and, when asked for, ``group_attention`` and ``global_attention`` (G, h, w): the share
-            of each patch in what a group sees, without [CLS].
+            of each patch in what a group sees, without [CLS]; and ``group_of_class`` (K,): which group gave each score.
         """
         semantics = self.extract_semantics(torch.stack([self._prepare(inputs["image"]) for inputs in batched_inputs]))
         if self.training:
@@ -208,8 +208,10 @@ class Epsilon(nn.Module):
 
     def _classify(self, semantics: Semantics, index: int, label_vectors: Tensor) -> dict[str, Tensor]:
         """The output of one image of the batch; ``label_vectors`` (K, E)."""
-        result = {"scores": class_scores(semantics.vectors[index : index + 1].float(), label_vectors)[0]}
+        vectors = semantics.vectors[index].float()
+        result = {"scores": class_scores(vectors[None], label_vectors)[0]}
         if self.return_attention:
+            result["group_of_class"] = (vectors @ label_vectors.T).argmax(dim=0)
             for name in ("group_attention", "global_attention"):
                 attention = getattr(semantics, name)
                 if attention is not None:

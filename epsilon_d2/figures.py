@@ -26,6 +26,7 @@ from epsilon_d2.visualization import (
     ImageArray,
     LabelledImage,
     attentions_figure,
+    labels_of_groups,
     sweep_figure,
     top_labels_figure,
 )
@@ -65,6 +66,14 @@ def attention_by_module(output: Mapping[str, Any]) -> dict[str, Any]:
     return {module: output[key] for module, key in MODULES.items() if key in output}
 
 
+def spoken_labels(output: Mapping[str, Any], split: ClassSplit) -> list[str] | None:
+    """The label that each group speaks for; None for a model without attention."""
+    attention = next(iter(attention_by_module(output).values()), None)
+    if attention is None:
+        return None
+    return labels_of_groups(output["scores"], output["group_of_class"], split, len(attention))
+
+
 # ---- one function per figure ----
 
 
@@ -82,10 +91,12 @@ def draw_top10(args: argparse.Namespace) -> Figure:
 def draw_attention(args: argparse.Namespace) -> Figure:
     """Fig. 1: where the groups of GPA and the feature blocks of GFP look in the same images."""
     dataset, predictor = _load(args)
-    records = example_records(dataset, predictor.vocabulary, args.num_images)
-    return attentions_figure(
-        [AttendedImage(image, attention_by_module(output)) for _, image, output in predictions(predictor, records)]
-    )
+    split = predictor.vocabulary
+    examples = [
+        AttendedImage(image, attention_by_module(output), spoken_labels(output, split))
+        for _, image, output in predictions(predictor, example_records(dataset, split, args.num_images))
+    ]
+    return attentions_figure(examples)
 
 
 def draw_sweep(args: argparse.Namespace) -> Figure:

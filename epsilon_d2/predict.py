@@ -134,7 +134,14 @@ def read_names(file: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from epsilon_d2.visualization import LabelledImage, attention_figure, best_labels, save_figure, top_labels_figure
+    from epsilon_d2.visualization import (
+        LabelledImage,
+        attention_figure,
+        best_labels,
+        labels_of_groups,
+        save_figure,
+        top_labels_figure,
+    )
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path)
@@ -165,7 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args.output.mkdir(parents=True, exist_ok=True)
             for key in ("group_attention", "global_attention"):
                 if key in output:
-                    figure = attention_figure(image, output[key].numpy(), title=f"{path.name}: {key.replace('_', ' ')}")
+                    labels = labels_of_groups(scores, output["group_of_class"].numpy(), split, len(output[key]), top_k)
+                    title = f"{path.name}: {key.replace('_', ' ')}"
+                    figure = attention_figure(image, output[key].numpy(), title=title, labels=labels)
                     save_figure(figure, args.output / f"{path.stem}_{key}.png")
     if args.output is not None:
         figure = top_labels_figure(examples, split, top_k=top_k, threshold=args.threshold)

@@ -99,27 +99,51 @@ def _write_labels(axes: Axes, example: LabelledImage, split: ClassSplit, top_k: 
         axes.text(0.98, place + 0.5, f"{example.scores[k]:.2f}", fontsize=7, va="center", ha="right", color=_MUTED)
 
 
-def attention_figure(image: ImageArray, attention: FloatArray, *, title: str = "") -> Figure:
+def labels_of_groups(
+    scores: FloatArray, group_of_class: npt.NDArray[np.integer[Any]], split: ClassSplit, num_groups: int, top_k: int = 10
+) -> list[str]:
+    """For each group the best label that it speaks for: whose score is its own (Eq. 9), among the image's first labels.
+
+    Args:
+        scores: (K,).
+        group_of_class: (K,), the group that gave each score.
+        split: the vocabulary; unseen labels get an asterisk.
+        num_groups: G.
+        top_k: how many of the image's labels count; a group with none of them gets an empty text.
+    """
+    labels = [""] * num_groups
+    for k in reversed(best_labels(scores, min(top_k, len(scores)))):
+        labels[group_of_class[k]] = f"{split.names[k]}{' *' if split.names[k] in split.unseen else ''}"
+    return labels
+
+
+def attention_figure(
+    image: ImageArray, attention: FloatArray, *, title: str = "", labels: Sequence[str] | None = None
+) -> Figure:
     """Where each group looks, over the image.
 
     Args:
         image: (H, W, 3).
         attention: (G, h, w), non-negative, covering the whole image; each group has a colour scale of its own.
         title: above everything.
+        labels: for each group what it speaks for, as :func:`labels_of_groups` gives it.
     """
     groups = len(attention)
     columns = min(5, groups + 1)
     rows = -(-(groups + 1) // columns)
-    figure = Figure(figsize=(1.7 * columns, 1.85 * rows + 0.3 * bool(title)), layout="constrained")
+    height = 1.85 + 0.15 * (labels is not None)
+    figure = Figure(figsize=(1.7 * columns, height * rows + 0.3 * bool(title)), layout="constrained")
     figure.suptitle(title, fontsize=10, color=_INK)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.axis("off")
-    _draw_groups(panels[: groups + 1], image, attention)
+    _draw_groups(panels[: groups + 1], image, attention, labels)
     return figure
 
 
-def _draw_groups(panels: Sequence[Axes], image: ImageArray, attention: FloatArray) -> None:
+def _draw_groups(
+    panels: Sequence[Axes], image: ImageArray, attention: FloatArray, labels: Sequence[str] | None
+) -> None:
     """The image in the first of the G + 1 panels, a group in each of the others."""
     show_image(panels[0], image)
     panels[0].set_title("image", fontsize=8, color=_INK)
@@ -128,7 +152,8 @@ def _draw_groups(panels: Sequence[Axes], image: ImageArray, attention: FloatArra
         axes.imshow(image.mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
         overlay = axes.imshow(attention[group], cmap="inferno", alpha=0.65, extent=(0, width, height, 0), vmin=0)
         overlay.set_interpolation("bilinear" if min(height, width) > 4 * max(attention.shape[1:]) else "nearest")
-        axes.set_title(f"group {group + 1}", fontsize=8, color=_INK)
+        below = "" if labels is None else f"\n{labels[group] or '–'}"
+        axes.set_title(f"group {group + 1}{below}", fontsize=7.5, color=_INK)
 
 
 @dataclass(frozen=True)
@@ -138,10 +163,12 @@ class AttendedImage:
     Args:
         image: (H, W, 3).
         attention: {"GPA" or "GFP": (G, h, w)}, as for :func:`attention_figure`.
+        labels: for each group what it speaks for, as :func:`labels_of_groups` gives it.
     """
 
     image: ImageArray
     attention: Mapping[str, FloatArray]
+    labels: Sequence[str] | None = None
 
 
 def attentions_figure(examples: Sequence[AttendedImage]) -> Figure:
@@ -150,16 +177,16 @@ def attentions_figure(examples: Sequence[AttendedImage]) -> Figure:
     Raises:
         ValueError: no example, or a model whose modules give no attention.
     """
-    rows = [(example.image, module, maps) for example in examples for module, maps in example.attention.items()]
+    rows = [(example, module, maps) for example in examples for module, maps in example.attention.items()]
     if not rows:
         raise ValueError("there is no attention to draw: the model needs GPA or GFP, and at least one image")
     columns = max(len(maps) for _, _, maps in rows) + 1
-    figure = Figure(figsize=(1.3 * columns, 1.5 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.3 * columns, 1.6 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    for panels, (image, module, maps) in zip(grid, rows, strict=True):
+    for panels, (example, module, maps) in zip(grid, rows, strict=True):
         for axes in panels:
             axes.set(xticks=[], yticks=[], frame_on=False)
-        _draw_groups(panels[: len(maps) + 1], image, maps)
+        _draw_groups(panels[: len(maps) + 1], example.image, maps, example.labels)
         panels[0].set_ylabel(module, fontsize=9, color=_INK)
     return figure
 

@@ -21,6 +21,7 @@ from typing import Any
 import gradio as gr
 from detectron2.config import CfgNode
 
+from epsilon_d2.figures import spoken_labels
 from epsilon_d2.predict import CONFIG, Predictor, load_config
 from epsilon_d2.visualization import ImageArray, attention_figure, best_labels
 from zeroshot_d2.web import (
@@ -71,16 +72,17 @@ class Labeller:
         if labels != self.default_labels:
             predictor.set_vocabulary(names_of(labels))
         split = predictor.vocabulary
-        output = predictor(image)
-        scores = output["scores"].numpy()
+        found = {key: value.numpy() for key, value in predictor(image).items()}
+        scores = found["scores"]
         rows = [
             [f"★ {split.names[k]}", "unseen", f"{scores[k]:.3f}"]
             if split.names[k] in split.unseen
             else [split.names[k], "seen", f"{scores[k]:.3f}"]
             for k in best_labels(scores, min(top_k, len(split)), least)
         ]
+        spoken = spoken_labels(found, split)
         pictures = [
-            figure_pixels(attention_figure(image, output[key].numpy(), title=title)) if key in output else None
+            figure_pixels(attention_figure(image, found[key], title=title, labels=spoken)) if key in found else None
             for key, title in ATTENTION.items()
         ]
         return rows, pictures

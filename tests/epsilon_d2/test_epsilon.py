@@ -48,7 +48,7 @@ def test_a_batch_gives_what_its_images_give_alone(epsilon_model, inputs):
         together = model(inputs)
         alone = [model([x])[0] for x in inputs]
     for a, b in zip(together, alone, strict=True):
-        assert set(a) == {"scores", "group_attention", "global_attention"}
+        assert set(a) == {"scores", "group_attention", "global_attention", "group_of_class"}
         for key in a:
             torch.testing.assert_close(a[key], b[key])
     assert together[0]["scores"].shape == (len(SPLIT.only_seen()),)
@@ -56,6 +56,16 @@ def test_a_batch_gives_what_its_images_give_alone(epsilon_model, inputs):
         attention = together[0][key]
         assert attention.shape == (8, 8, 8)
         torch.testing.assert_close(attention.sum((1, 2)), torch.ones(8))
+
+
+def test_the_group_of_a_class_is_the_one_that_gave_its_score(epsilon_model, inputs):
+    model = epsilon_model("MODEL.EPSILON.TEST.RETURN_ATTENTION", True)
+    with torch.no_grad():
+        output = model(inputs[:1])[0]
+        vectors = model.extract_semantics(model._prepare(inputs[0]["image"])[None]).vectors[0]
+        by_group = vectors @ model.label_vectors(SPLIT.only_seen()).T
+    torch.testing.assert_close(by_group.gather(0, output["group_of_class"][None])[0], output["scores"])
+    assert "group_of_class" not in epsilon_model()(inputs[:1])[0]
 
 
 def test_scores_follow_the_vocabulary(epsilon_model, inputs):

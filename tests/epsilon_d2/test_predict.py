@@ -9,7 +9,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from PIL import Image
 
 from epsilon_d2.predict import Predictor, main, read_names
-from epsilon_d2.visualization import LabelledImage, attention_figure, best_labels, top_labels_figure
+from epsilon_d2.visualization import (
+    LabelledImage,
+    attention_figure,
+    best_labels,
+    labels_of_groups,
+    top_labels_figure,
+)
 from zeroshot_d2 import ClassSplit
 from zeroshot_d2.demo_world import SPLIT, render
 
@@ -117,3 +123,12 @@ def test_attention_figure_has_a_panel_per_group_over_the_whole_image():
     for group, overlay in zip(attention, overlays, strict=True):
         np.testing.assert_array_equal(overlay.get_array(), group)
         assert list(overlay.get_extent()) == [0, 30, 20, 0]
+
+
+def test_a_group_speaks_for_the_best_of_its_labels():
+    split = ClassSplit(["cat", "dog", "cow", "sky"], unseen=["dog"])
+    scores, groups = np.array([0.1, 0.9, 0.5, 0.7]), np.array([2, 0, 0, 1])
+    assert labels_of_groups(scores, groups, split, num_groups=4) == ["dog *", "sky", "cat", ""]
+    assert labels_of_groups(scores, groups, split, num_groups=4, top_k=1) == ["dog *", "", "", ""]
+    figure = attention_figure(np.zeros((8, 8, 3), dtype=np.uint8), np.ones((2, 4, 4)), labels=["dog *", ""])
+    assert [axes.get_title() for axes in figure.axes] == ["image", "group 1\ndog *", "group 2\n–"]
