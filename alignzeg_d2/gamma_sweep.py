@@ -39,6 +39,28 @@ def segment_with_gamma(
 ) -> Tensor:
     """What the model would have predicted with another threshold.
 
+    Args and errors as for :func:`correct_and_segment`.
+
+    Returns:
+        (H, W) long, vocabulary indices.
+    """
+    _, labels, _ = correct_and_segment(
+        proposals, seen, gamma, output_size, background_in_softmax=background_in_softmax, chunk_pixels=chunk_pixels
+    )
+    return labels
+
+
+def correct_and_segment(
+    proposals: Proposals,
+    seen: Tensor,
+    gamma: float,
+    output_size: tuple[int, int],
+    *,
+    background_in_softmax: bool = True,
+    chunk_pixels: int = 262144,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eq. 7 with another threshold, and the semantic inference that follows it.
+
     Args:
         proposals: of one image: "mask_logits" (Q, h, w), "class_logits" (Q, K + 1), "class_indicator" (Q,).
         seen: (K,) bool, as ``AlignZeg.seen_mask`` gives it.
@@ -47,22 +69,23 @@ def segment_with_gamma(
         background_in_softmax, chunk_pixels: as in MODEL.ALIGNZEG.TEST.
 
     Returns:
-        (H, W) long, vocabulary indices. Exact where the masks' grid divides the image; else the outermost cell, which the
-        proposals hold rounded to whole cells, may differ from the model's own output by less than a cell.
+        corrected logits (Q, K + 1), labels (H, W) long, vocabulary indices, and their scores (H, W). Labels are exact where
+        the masks' grid divides the image; else the outermost cell, which the proposals hold rounded to whole cells, may
+        differ from the model's own output by less than a cell.
 
     Raises:
         ValueError: the proposals come from a model without a class indicator.
     """
     masks: Tensor = proposals["mask_logits"]
     logits = correct_bias(proposals["class_logits"], _indicator(proposals), seen.to(masks.device), gamma)
-    labels, _ = best_classes(
+    labels, best = best_classes(
         class_probabilities(logits, background_in_softmax=background_in_softmax),
         masks,
         region=(float(masks.shape[-2]), float(masks.shape[-1])),
         output_size=output_size,
         chunk_pixels=chunk_pixels,
     )
-    return labels
+    return logits, labels, best
 
 
 def _indicator(proposals: Proposals) -> Tensor:

@@ -27,8 +27,8 @@ from detectron2.config import CfgNode
 from PIL import Image, ImageOps
 
 from alignzeg_d2.alignzeg import AlignZeg
-from alignzeg_d2.gamma_sweep import OFF, Proposals
-from alignzeg_d2.postprocessing import PBC, best_classes, class_probabilities
+from alignzeg_d2.gamma_sweep import OFF, Proposals, correct_and_segment
+from alignzeg_d2.postprocessing import PBC, class_probabilities
 from alignzeg_d2.predictor import AlignZegPredictor, Segmentation, config_from_arguments
 from alignzeg_d2.visualization import (
     Colors,
@@ -187,20 +187,19 @@ class Segmenter:
 def with_gamma(model: AlignZeg, found: Segmentation, gamma: float) -> Segmentation:
     """What the model would have predicted with another threshold, from its proposals (on the CPU) alone.
 
-    As for :func:`alignzeg_d2.gamma_sweep.segment_with_gamma`, the outermost pixels may differ from the model's own output by
-    less than a cell of the masks' grid. Of a model without a class indicator it is ``found`` as it is.
+    As :func:`alignzeg_d2.gamma_sweep.correct_and_segment` says, the outermost pixels may differ from the model's own output
+    by less than a cell of the masks' grid. Of a model without a class indicator it is ``found`` as it is.
     """
     proposals = found.proposals
     assert proposals is not None
-    masks, logits, indicator = (proposals[key] for key in ("mask_logits", "class_logits", "class_indicator"))
-    if masks is None or logits is None or indicator is None:
+    if proposals["class_indicator"] is None:
         return found
-    corrected = PBC(gamma=gamma)(logits, indicator, model.seen_mask(found.vocabulary).cpu())
-    labels, best = best_classes(
-        class_probabilities(corrected, background_in_softmax=model.background_in_softmax),
-        masks,
-        region=(float(masks.shape[-2]), float(masks.shape[-1])),
-        output_size=(found.labels.shape[0], found.labels.shape[1]),
+    corrected, labels, best = correct_and_segment(
+        proposals,
+        model.seen_mask(found.vocabulary),
+        gamma,
+        (found.labels.shape[0], found.labels.shape[1]),
+        background_in_softmax=model.background_in_softmax,
         chunk_pixels=model.chunk_pixels,
     )
     return replace(found, labels=labels.numpy(), best=best.numpy(), proposals={**proposals, "corrected_logits": corrected})

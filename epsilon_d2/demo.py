@@ -24,9 +24,17 @@ from detectron2.evaluation import DatasetEvaluator
 
 from epsilon_d2 import EpsilonDatasetMapper, add_epsilon_config
 from epsilon_d2.evaluation import MultiLabelEvaluator, format_multilabel_table, table_of_results
-from epsilon_d2.figures import MODULES, attention_by_module, example_records, predictions, spoken_labels
+from epsilon_d2.figures import example_records, predictions
 from epsilon_d2.predict import CONFIG, Predictor
-from epsilon_d2.visualization import LabelledImage, attention_figure, save_figure, top_labels_figure
+from epsilon_d2.visualization import (
+    MODULES,
+    LabelledImage,
+    attention_by_module,
+    attention_figure,
+    save_figure,
+    spoken_labels,
+    top_labels_figure,
+)
 from zeroshot_d2.launch import check_weights, setup
 from zeroshot_d2.launch import evaluate as evaluate_weights
 from zeroshot_d2.report import Picture, Section, Table, render_report

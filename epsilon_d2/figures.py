@@ -25,8 +25,9 @@ from epsilon_d2.visualization import (
     AttendedImage,
     ImageArray,
     LabelledImage,
+    attention_by_module,
     attentions_figure,
-    labels_of_groups,
+    spoken_labels,
     sweep_figure,
     top_labels_figure,
 )
@@ -35,7 +36,6 @@ from zeroshot_d2.figures import add_picture_arguments, check_dataset, first_want
 from zeroshot_d2.trainer import RESULTS_FILE
 
 TOP_K = 10
-MODULES = {"GPA": "group_attention", "GFP": "global_attention"}  # by what the model calls their attention
 METRICS = {"ZSL": "ZSL_mAP", "GZSL": "GZSL_mAP"}
 AXIS_LABELS = {
     "MODEL.EPSILON.NUM_GROUPS": "number of groups $M$",
@@ -59,19 +59,6 @@ def predictions(predictor: Predictor, records: Iterable[Record]) -> Iterator[tup
     for record in records:
         image = read_image(record["file_name"], format="RGB")
         yield record, image, {key: value.numpy() for key, value in predictor(image).items()}
-
-
-def attention_by_module(output: Mapping[str, Any]) -> dict[str, Any]:
-    """{"GPA", "GFP": (G, h, w)} of the modules that the model has."""
-    return {module: output[key] for module, key in MODULES.items() if key in output}
-
-
-def spoken_labels(output: Mapping[str, Any], split: ClassSplit) -> list[str] | None:
-    """The label that each group speaks for; None for a model without attention."""
-    attention = next(iter(attention_by_module(output).values()), None)
-    if attention is None:
-        return None
-    return labels_of_groups(output["scores"], output["group_of_class"], split, len(attention))
 
 
 # ---- one function per figure ----

@@ -135,11 +135,13 @@ def read_names(file: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     from epsilon_d2.visualization import (
+        MODULES,
         LabelledImage,
+        attention_by_module,
         attention_figure,
         best_labels,
-        labels_of_groups,
         save_figure,
+        spoken_labels,
         top_labels_figure,
     )
 
@@ -162,20 +164,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     top_k = min(10, len(split)) if args.top_k is None else args.top_k
     examples: list[LabelledImage] = []
     for path, image in images.items():
-        output = predictor(image)
-        scores = output["scores"].numpy()
+        output = {key: value.numpy() for key, value in predictor(image).items()}
+        scores = output["scores"]
         print(path)
         for k in best_labels(scores, top_k, args.threshold):
             print(f"  {scores[k]:8.3f}  {split.names[k]}{' *' if split.names[k] in split.unseen else ''}")
         examples.append(LabelledImage(image, scores, title=path.name))
         if args.output is not None:
             args.output.mkdir(parents=True, exist_ok=True)
-            for key in ("group_attention", "global_attention"):
-                if key in output:
-                    labels = labels_of_groups(scores, output["group_of_class"].numpy(), split, len(output[key]), top_k)
-                    title = f"{path.name}: {key.replace('_', ' ')}"
-                    figure = attention_figure(image, output[key].numpy(), title=title, labels=labels)
-                    save_figure(figure, args.output / f"{path.stem}_{key}.png")
+            labels = spoken_labels(output, split, top_k)
+            for module, attention in attention_by_module(output).items():
+                key = MODULES[module]
+                title = f"{path.name}: {key.replace('_', ' ')}"
+                figure = attention_figure(image, attention, title=title, labels=labels)
+                save_figure(figure, args.output / f"{path.stem}_{key}.png")
     if args.output is not None:
         figure = top_labels_figure(examples, split, top_k=top_k, threshold=args.threshold)
         save_figure(figure, args.output / "labels.png")

@@ -24,6 +24,8 @@ from zeroshot_d2.figures import save_figure as save_figure
 ImageArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.floating[Any]]
 
+MODULES = {"GPA": "group_attention", "GFP": "global_attention"}  # by what the model calls their attention
+
 _INK, _MUTED, _UNSEEN = "#22262b", "#8a929c", "#b3122b"
 
 
@@ -115,6 +117,19 @@ def labels_of_groups(
     for k in reversed(best_labels(scores, min(top_k, len(scores)))):
         labels[group_of_class[k]] = f"{split.names[k]}{' *' if split.names[k] in split.unseen else ''}"
     return labels
+
+
+def attention_by_module(output: Mapping[str, Any]) -> dict[str, Any]:
+    """{"GPA", "GFP": (G, h, w)} of the modules that the model has, out of what it gives for an image."""
+    return {module: output[key] for module, key in MODULES.items() if key in output}
+
+
+def spoken_labels(output: Mapping[str, Any], split: ClassSplit, top_k: int = 10) -> list[str] | None:
+    """:func:`labels_of_groups` of what the model gives for an image, as arrays; None for a model without attention."""
+    attention = next(iter(attention_by_module(output).values()), None)
+    if attention is None:
+        return None
+    return labels_of_groups(output["scores"], output["group_of_class"], split, len(attention), top_k)
 
 
 def attention_figure(

@@ -21,9 +21,8 @@ from typing import Any
 import gradio as gr
 from detectron2.config import CfgNode
 
-from epsilon_d2.figures import spoken_labels
 from epsilon_d2.predict import CONFIG, Predictor, load_config
-from epsilon_d2.visualization import ImageArray, attention_figure, best_labels
+from epsilon_d2.visualization import ImageArray, attention_figure, best_labels, spoken_labels
 from zeroshot_d2.web import (
     EVENT,
     add_server_arguments,
