@@ -18,26 +18,27 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from alignzeg_d2.inference import (
+    POSTPROCESSOR_REGISTRY,
+    Classification,
+    Postprocessor,
+    classify,
+    segment,
+)
 from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder
-from alignzeg_d2.modeling.criterion import Criterion, LossWeights, Predictions
+from alignzeg_d2.modeling.criterion import Criterion, Predictions
 from alignzeg_d2.modeling.feature_fusion import FeatureFusion
 from alignzeg_d2.modeling.gepc.classifier import ProposalClassifier
 from alignzeg_d2.modeling.pbc import ClassIndicator
 from alignzeg_d2.modeling.pixel_decoder import PIXEL_DECODER_REGISTRY
 from alignzeg_d2.modeling.semantic_decoder import SEMANTIC_DECODER_REGISTRY
-from alignzeg_d2.postprocessing import (
-    POSTPROCESSOR_REGISTRY,
-    best_classes,
-    class_probabilities,
-    semantic_scores,
-    upsampled_strips,
-)
+from zeroshot_d2.checkpoint import Knowledge
 from zeroshot_d2.class_split import ClassSplit
-from zeroshot_d2.clip_loader import create_clip, fingerprint
-from zeroshot_d2.datasets.sem_seg import IGNORE_LABEL
-from zeroshot_d2.frozen import guard_checkpoints
-from zeroshot_d2.label_embeddings import ClipTextEmbeddings, get_templates
-from zeroshot_d2.vocabulary import split_of_dataset, training_vocabulary, vocabulary_of
+from zeroshot_d2.clip.loader import create_clip, fingerprint
+from zeroshot_d2.clip.text import ClipTextEmbeddings, get_templates
+from zeroshot_d2.frozen import leave_out_frozen
+from zeroshot_d2.segmentation.labels import IGNORE_LABEL
+from zeroshot_d2.vocabulary import is_registered, split_of_dataset, training_vocabulary, vocabulary_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +66,11 @@ class AlignZeg(nn.Module):
         classifier: ProposalClassifier,
         class_indicator: ClassIndicator | None,
         criterion: Criterion,
-        postprocessor: Any,
+        postprocessor: Postprocessor,
         text_embeddings: ClipTextEmbeddings,
         clip_identity: dict[str, str],
         trained_classes: Collection[str],
-        default_dataset: str | None,
+        default_vocabulary: ClassSplit | None,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         output: str = "scores",
@@ -88,20 +89,23 @@ class AlignZeg(nn.Module):
             postprocessor: corrects class logits at test time.
             text_embeddings: prompts -> T (K, D).
             clip_identity: name, tag and fingerprint of CLIP; written into checkpoints and compared when they are loaded.
-            trained_classes: names (and prompt texts) of the classes that training knows; they are "seen".
-            default_dataset: whose vocabulary inputs get that name neither a data set nor a vocabulary.
+            trained_classes: names and prompt texts of the classes that the model is trained on; they are "seen".
+            default_vocabulary: of inputs that name neither a data set nor a vocabulary.
             pixel_mean, pixel_std: per channel.
-            output: "scores" or "labels".
+            output: "scores" or "labels", unless a call of :meth:`inference` says otherwise.
             background_in_softmax: drop the background behind the softmax rather than before it.
-            return_proposals: also return masks, logits and class indicator of the proposals.
+            return_proposals: also return masks, logits and class indicator of the proposals, unless a call says otherwise.
             chunk_pixels: output pixels computed at once.
 
         Raises:
-            ValueError: unknown ``output``, or a ``clip_resolution`` that does not bring whole patches to CLIP.
+            ValueError: unknown ``output``; a ``clip_resolution`` that does not bring whole patches to CLIP; a postprocessor
+                that reads a class indicator and a model without one.
         """
         super().__init__()
         if output not in OUTPUTS:
             raise ValueError(f"MODEL.ALIGNZEG.TEST.OUTPUT must be one of {OUTPUTS}, got {output!r}")
+        if postprocessor.uses_class_indicator and class_indicator is None:
+            raise ValueError(f"{type(postprocessor).__name__} reads a class indicator, and the model has none")
         if not (clip_image_encoder.patch_size / clip_resolution).is_integer():
             raise ValueError(
                 f"MODEL.ALIGNZEG.CLIP.RESOLUTION={clip_resolution} does not bring whole patches to CLIP: its patch size "
@@ -119,14 +123,14 @@ class AlignZeg(nn.Module):
         self.postprocessor = postprocessor
         self.text_embeddings = text_embeddings
         self.trained_classes = frozenset(trained_classes)
-        self.default_dataset = default_dataset
+        self.default_vocabulary = default_vocabulary
         self.output = output
         self.background_in_softmax = background_in_softmax
         self.return_proposals = return_proposals
         self.chunk_pixels = chunk_pixels
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        guard_checkpoints(self, ["clip_image_encoder", "semantic_decoder"], {"CLIP": clip_identity})
+        leave_out_frozen(self, ["clip_image_encoder", "semantic_decoder"], {"CLIP": clip_identity})
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -143,9 +147,10 @@ class AlignZeg(nn.Module):
             templates=get_templates(alignzeg.CLIP.TEMPLATES),
             weights_hash=identity["sha256"],
         )
-        training = [split_of_dataset(name) for name in cfg.DATASETS.TRAIN]
-        for split in [*training, *(split_of_dataset(name) for name in cfg.DATASETS.TEST)]:
-            text_embeddings(split.prompts, clip)  # while the text tower is at hand
+        for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            if is_registered(dataset):
+                text_embeddings(split_of_dataset(dataset).prompts, clip=clip)  # while the text tower is at hand
+        knowledge = Knowledge.of_config(cfg, {"CLIP": identity})
 
         image_encoder = build_backbone(cfg)
         width = image_encoder.output_shape()["z_enc"].channels
@@ -153,11 +158,10 @@ class AlignZeg(nn.Module):
         clip_image_encoder = ClipImageEncoder(
             clip.visual, num_layers=num_layers, tap=alignzeg.CLIP.TAP, num_prompts=alignzeg.CLIP.NUM_PROMPTS
         )
-        semantic_decoder = SEMANTIC_DECODER_REGISTRY.get(alignzeg.SEMANTIC_DECODER.NAME)(
-            clip.visual, num_layers=alignzeg.SEMANTIC_DECODER.NUM_LAYERS
-        )
+        semantic_decoder = SEMANTIC_DECODER_REGISTRY.get(alignzeg.SEMANTIC_DECODER.NAME)(cfg, visual=clip.visual)
+        postprocessor = POSTPROCESSOR_REGISTRY.get(alignzeg.PBC.POSTPROCESSOR)(cfg)
         num_queries = alignzeg.PIXEL_DECODER.NUM_QUERIES
-        if alignzeg.PBC.ENABLED and num_queries < alignzeg.PBC.TOP_K:
+        if postprocessor.uses_class_indicator and num_queries < alignzeg.PBC.TOP_K:
             raise ValueError(
                 f"MODEL.ALIGNZEG.PBC.TOP_K={alignzeg.PBC.TOP_K} exceeds PIXEL_DECODER.NUM_QUERIES={num_queries}"
             )
@@ -167,11 +171,10 @@ class AlignZeg(nn.Module):
             "clip_image_encoder": clip_image_encoder,
             "clip_resolution": alignzeg.CLIP.RESOLUTION,
             "feature_fusion": FeatureFusion(clip_width=clip_image_encoder.width, width=width),
-            "pixel_decoder": PIXEL_DECODER_REGISTRY.get(alignzeg.PIXEL_DECODER.NAME).build(
+            "pixel_decoder": PIXEL_DECODER_REGISTRY.get(alignzeg.PIXEL_DECODER.NAME)(
+                cfg,
                 width=width,
-                num_queries=num_queries,
                 num_bias_heads=semantic_decoder.num_heads if alignzeg.SEMANTIC_DECODER.BIAS_PER_HEAD else 1,
-                cfg=alignzeg.PIXEL_DECODER,
             ),
             "semantic_decoder": semantic_decoder,
             "classifier": ProposalClassifier(
@@ -180,33 +183,14 @@ class AlignZeg(nn.Module):
                 logit_scale=clip.logit_scale.exp().item(),
             ),
             "class_indicator": (
-                ClassIndicator(width=embedding, detach=alignzeg.PBC.DETACH) if alignzeg.PBC.ENABLED else None
+                ClassIndicator(width=embedding, detach=alignzeg.PBC.DETACH) if postprocessor.uses_class_indicator else None
             ),
-            "criterion": Criterion(
-                weights=LossWeights(
-                    bc=alignzeg.LOSS.BC_WEIGHT,
-                    ce=alignzeg.LOSS.CE_WEIGHT,
-                    mask=alignzeg.LOSS.MASK_WEIGHT,
-                    dice=alignzeg.LOSS.DICE_WEIGHT,
-                    vir=alignzeg.LOSS.VIR_WEIGHT,
-                    reg=alignzeg.LOSS.REG_WEIGHT,
-                    no_object=alignzeg.LOSS.NO_OBJECT_WEIGHT,
-                ),
-                ignore_label=IGNORE_LABEL,
-                num_points=alignzeg.LOSS.NUM_POINTS,
-                oversample_ratio=alignzeg.LOSS.OVERSAMPLE_RATIO,
-                importance_sample_ratio=alignzeg.LOSS.IMPORTANCE_SAMPLE_RATIO,
-                exclude_ignored_pixels=alignzeg.LOSS.EXCLUDE_IGNORED_PIXELS,
-                feature_expansion=alignzeg.GEPC.FEATURE_EXPANSION,
-                mixup_alpha=alignzeg.GEPC.ALPHA,
-                exclude_same_class=alignzeg.GEPC.EXCLUDE_SAME_CLASS,
-                top_k=alignzeg.PBC.TOP_K,
-            ),
-            "postprocessor": POSTPROCESSOR_REGISTRY.get(alignzeg.PBC.POSTPROCESSOR)(gamma=alignzeg.PBC.GAMMA),
+            "criterion": Criterion(cfg),
+            "postprocessor": postprocessor,
             "text_embeddings": text_embeddings,
             "clip_identity": identity,
-            "trained_classes": {text for split in training for text in _texts_of(split)},
-            "default_dataset": cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else None,
+            "trained_classes": knowledge.trained,
+            "default_vocabulary": knowledge.vocabulary,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "output": alignzeg.TEST.OUTPUT,
@@ -238,13 +222,10 @@ class AlignZeg(nn.Module):
                 * ``sem_seg``: (H, W) class indices, for training;
                 * ``height``, ``width``: size of the output, by default that of ``image``;
                 * ``vocabulary``: class names or a ClassSplit; else ``dataset_name``: a registered data set, whose vocabulary
-                  is used; else that of cfg.DATASETS.TEST[0].
+                  is used; else the model's default vocabulary.
 
         Returns:
-            in training a dict of weighted losses; otherwise a dict per image with ``sem_seg`` (K, H, W), the score of each
-            class of the vocabulary in its order, or ``sem_seg_labels`` (H, W), the index of the best, and ``sem_seg_best``
-            (H, W), its score; and ``proposals`` when asked for: ``mask_logits`` (Q, h, w) covering the image,
-            ``class_logits`` and ``corrected_logits`` (Q, K + 1), ``class_indicator`` (Q,) or None, ``features`` (Q, D).
+            in training a dict of weighted losses; otherwise what :meth:`inference` returns.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -252,18 +233,12 @@ class AlignZeg(nn.Module):
         sem_seg = ImageList.from_tensors(
             [x["sem_seg"].to(self.device) for x in batched_inputs], self.size_divisibility, pad_value=IGNORE_LABEL
         )
-        prototypes = self._prototypes(training_vocabulary(batched_inputs, self.default_dataset))
+        prototypes = self._prototypes(training_vocabulary(batched_inputs, self.default_vocabulary))
 
         mask_logits, features = self.extract_proposals(images.tensor)
-        refined = self.classifier.refine(features)
-        predictions = Predictions(
-            class_logits=self.classifier(refined, prototypes),
-            mask_logits=mask_logits,
-            refined_features=refined,
-            indicator_logits=self.class_indicator(features) if self.class_indicator is not None else None,
-        )
+        found = self.classify(features, prototypes)
         return self.criterion(
-            predictions,
+            Predictions(found.class_logits, mask_logits, found.features, found.indicator_logits),
             sem_seg.tensor,
             prototypes=prototypes,
             background_prototypes=self.classifier.background_prototypes,
@@ -287,11 +262,36 @@ class AlignZeg(nn.Module):
         features = self.semantic_decoder(tokens, proposals.attention_bias, (z_clip.shape[-2], z_clip.shape[-1]))
         return proposals.mask_logits, features
 
+    def classify(self, features: Tensor, prototypes: Tensor) -> Classification:
+        """Proposal features F (..., Q, D) and text prototypes T (K, D) -> what the network says about their classes."""
+        return classify(features, prototypes, self.classifier, self.class_indicator)
+
     @torch.no_grad()
-    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Images of one padded size run together; each gives what it gives alone."""
+    def inference(
+        self, batched_inputs: list[dict[str, Any]], *, output: str | None = None, proposals: bool | None = None
+    ) -> list[dict[str, Any]]:
+        """Images of one padded size run together; each gives what it gives alone.
+
+        Args:
+            batched_inputs: as for :meth:`forward`.
+            output: "scores" or "labels"; by default what the config says.
+            proposals: whether to return them; by default what the config says.
+
+        Returns:
+            a dict per image with ``sem_seg`` (K, H, W), the score of each class of the vocabulary in its order, or
+            ``sem_seg_labels`` (H, W), the index of the best, and ``sem_seg_best`` (H, W), its score; and ``proposals`` when
+            asked for: ``mask_logits`` (Q, h, w) covering the image, ``class_logits`` and ``corrected_logits`` (Q, K + 1),
+            ``class_indicator`` (Q,) or None, ``features`` (Q, D).
+
+        Raises:
+            ValueError: unknown ``output``, or an input without a vocabulary.
+        """
+        output = self.output if output is None else output
+        if output not in OUTPUTS:
+            raise ValueError(f"the output must be one of {OUTPUTS}, got {output!r}")
+        proposals = self.return_proposals if proposals is None else proposals
         images = [self._normalise(x) for x in batched_inputs]
-        vocabularies = [vocabulary_of(x, self.default_dataset) for x in batched_inputs]
+        vocabularies = [vocabulary_of(x, self.default_vocabulary) for x in batched_inputs]
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             groups[self._padded_size(image)].append(index)
@@ -300,56 +300,24 @@ class AlignZeg(nn.Module):
             batch = ImageList.from_tensors([images[i] for i in indices], self.size_divisibility)
             mask_logits, features = self.extract_proposals(batch.tensor)
             for i, image_masks, image_features in zip(indices, mask_logits, features, strict=True):
-                results[i] = self._segment(
-                    batched_inputs[i],
-                    vocabularies[i],
+                inputs, image_size = batched_inputs[i], images[i].shape[-2:]
+                results[i] = segment(
+                    self.classify(image_features, self._prototypes(vocabularies[i])),
                     image_masks.float(),
-                    image_features,
-                    image_size=(images[i].shape[-2], images[i].shape[-1]),
+                    seen=self.seen_mask(vocabularies[i]),
+                    postprocessor=self.postprocessor,
+                    background_in_softmax=self.background_in_softmax,
+                    image_size=(image_size[0], image_size[1]),
                     padded_size=padded_size,
+                    output_size=(inputs.get("height", image_size[0]), inputs.get("width", image_size[1])),
+                    chunk_pixels=self.chunk_pixels,
+                    output=output,
+                    with_proposals=proposals,
                 )
         return [results[i] for i in range(len(images))]
 
-    def _segment(
-        self,
-        inputs: dict[str, Any],
-        vocabulary: ClassSplit,
-        mask_logits: Tensor,
-        features: Tensor,
-        *,
-        image_size: tuple[int, int],
-        padded_size: tuple[int, int],
-    ) -> dict[str, Any]:
-        """One image: ``mask_logits`` (Q, h, w) and ``features`` (Q, D) -> its output."""
-        logits = self.classifier(self.classifier.refine(features), self._prototypes(vocabulary)).float()
-        indicator = self.class_indicator(features).float().sigmoid() if self.class_indicator is not None else None
-        corrected = self.postprocessor(logits, indicator, self.seen_mask(vocabulary))
-        probabilities = class_probabilities(corrected, background_in_softmax=self.background_in_softmax)
-        region = (
-            mask_logits.shape[-2] * image_size[0] / padded_size[0],
-            mask_logits.shape[-1] * image_size[1] / padded_size[1],
-        )
-        output_size = (inputs.get("height", image_size[0]), inputs.get("width", image_size[1]))
-        where: dict[str, Any] = {"region": region, "output_size": output_size, "chunk_pixels": self.chunk_pixels}
-        result: dict[str, Any] = {}
-        if self.output == "scores":
-            result["sem_seg"] = semantic_scores(probabilities, mask_logits, **where)
-        else:
-            result["sem_seg_labels"], result["sem_seg_best"] = best_classes(probabilities, mask_logits, **where)
-        if self.return_proposals:
-            cells = (max(1, round(region[0])), max(1, round(region[1])))
-            ((_, masks),) = upsampled_strips(mask_logits, region, cells, chunk_pixels=cells[0] * cells[1])
-            result["proposals"] = {
-                "mask_logits": masks,
-                "class_logits": logits,
-                "corrected_logits": corrected,
-                "class_indicator": indicator,
-                "features": self.classifier.refine(features).float(),
-            }
-        return result
-
     def seen_mask(self, vocabulary: ClassSplit) -> Tensor:
-        """(K,) bool: classes that training knew, by name or synonym, and that the vocabulary does not call unseen."""
+        """(K,) bool: classes the model was trained on, by name or synonym, unless the vocabulary calls them unseen."""
         trained = torch.from_numpy(vocabulary.trained_mask(self.trained_classes))
         return (trained & torch.from_numpy(vocabulary.seen_mask)).to(self.device)
 
@@ -363,7 +331,3 @@ class AlignZeg(nn.Module):
         divisor = self.size_divisibility
         height, width = (-(-side // divisor) * divisor for side in image.shape[-2:])
         return height, width
-
-
-def _texts_of(split: ClassSplit) -> set[str]:
-    return {*split.names, *(synonym for synonyms in split.synonyms for synonym in synonyms)}

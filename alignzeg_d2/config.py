@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from zeroshot_d2.clip_loader import PIXEL_MEAN, PIXEL_STD
-from zeroshot_d2.config import add_trainer_config
+from zeroshot_d2.clip.loader import PIXEL_MEAN, PIXEL_STD
+from zeroshot_d2.segmentation.config import add_segmentation_config
 
 
 def add_alignzeg_config(cfg: CfgNode) -> None:
     """Add ``cfg.MODEL.ALIGNZEG`` and set Detectron2's own keys to what AlignZeg trains with."""
-    add_trainer_config(cfg)
+    add_segmentation_config(cfg)
 
     cfg.MODEL.META_ARCHITECTURE = "AlignZeg"
     cfg.MODEL.BACKBONE.NAME = "ViTImageEncoder"
@@ -47,7 +47,7 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
 
     # ---- pixel decoder (Sec. 3.1) ----
     alignzeg.PIXEL_DECODER = CfgNode()
-    # "MRPE", or "TransformerPixelDecoder" (the baseline's, Table 5), or one of your own in PIXEL_DECODER_REGISTRY.
+    # "MRPE", or "TransformerPixelDecoder" (the baseline's, Table 5), or your own in PIXEL_DECODER_REGISTRY.
     alignzeg.PIXEL_DECODER.NAME = "MRPE"
     alignzeg.PIXEL_DECODER.NUM_QUERIES = 100  # N
     alignzeg.PIXEL_DECODER.NUM_HEADS = 1  # MRPE: heads of its attentions; Eq. 1 is single-headed
@@ -75,11 +75,11 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
 
     # ---- Predictive Bias Correction, PBC (Sec. 3.3) ----
     alignzeg.PBC = CfgNode()
-    alignzeg.PBC.ENABLED = True  # whether a class indicator is trained
+    # The correction at test time: "PBC" (Eq. 7), "NoCorrection", or your own in POSTPROCESSOR_REGISTRY. It also decides
+    # whether a class indicator is trained: with "NoCorrection" there is neither the indicator nor its loss.
+    alignzeg.PBC.POSTPROCESSOR = "PBC"
     alignzeg.PBC.TOP_K = 50  # K
     alignzeg.PBC.DETACH = True  # the class indicator sends no gradient into the proposal features (Fig. 2)
-    # The correction at test time: "PBC" (Eq. 7), "NoCorrection", or one of your own in POSTPROCESSOR_REGISTRY.
-    alignzeg.PBC.POSTPROCESSOR = "PBC"
     alignzeg.PBC.GAMMA = 0.3  # gamma
 
     # ---- objective (Sec. 3.4, Eq. 8) ----
@@ -107,7 +107,7 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     alignzeg.TEST.BACKGROUND_IN_SOFTMAX = True
     # Also return each image's proposals.
     alignzeg.TEST.RETURN_PROPOSALS = False
-    # Evaluate the masks alone: proposals get their class from the ground truth (Table 6). Needs RETURN_PROPOSALS.
+    # Evaluate the masks alone: proposals get their class from the ground truth (Table 6).
     alignzeg.TEST.ORACLE = False
     # Output pixels computed at once; bounds the memory of large images.
     alignzeg.TEST.CHUNK_PIXELS = 262144

@@ -1,80 +1,99 @@
-"""The demo: trains AlignZeg on the demo world, evaluates it, draws the paper's figures and writes a report.
+"""The report of AlignZeg on the demo world: the paper's tables and figures for one training.
 
-    python -m alignzeg_d2.demo
-    python -m alignzeg_d2.demo --iterations 3000 --output output/longer
-    python -m alignzeg_d2.demo --weights output/demo/model_final.pth
-    python -m alignzeg_d2.demo --with-baseline
-
-Writes into the output folder ``results.json`` (as ``train_net.py`` does, and the oracle's row), ``gamma_sweep.json``,
-the pictures as PNG, and ``report.html``, which holds them all and needs no network.
+Beside ``results.json`` and the report it writes ``gamma_sweep.json``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 
-from alignzeg_d2 import AlignZeg, AlignZegDatasetMapper, add_alignzeg_config
-from alignzeg_d2.evaluation import OracleEvaluator, ZeroShotSemSegEvaluator, format_results_table
-from alignzeg_d2.figures import UNSEEN_SHARE, Corrections, labels_without_pbc, read_truth, shows_unseen
+from alignzeg_d2.alignzeg import AlignZeg
+from alignzeg_d2.figures import labels_without_pbc
 from alignzeg_d2.gamma_sweep import GammaSweepEvaluator
-from alignzeg_d2.visualization import (
-    Comparison,
-    LabelArray,
-    comparison_figure,
-    corrections_figure,
-    gamma_figure,
-    save_figure,
-    unseen_iou_figure,
-)
+from alignzeg_d2.oracle import OracleEvaluator
+from alignzeg_d2.pictures.corrections import Corrections, corrections_figure
+from alignzeg_d2.pictures.gamma import gamma_figure
 from zeroshot_d2.class_split import ClassSplit
-from zeroshot_d2.datasets.sem_seg import read_label
-from zeroshot_d2.launch import check_weights, setup
-from zeroshot_d2.report import Picture, Section, Table, render_report
-from zeroshot_d2.trainer import RESULTS_FILE, Results, write_json
-from zeroshot_d2.trainer import Trainer as ZeroShotTrainer
+from zeroshot_d2.commands.demo import DemoReport, DemoRun
+from zeroshot_d2.images import read_image
+from zeroshot_d2.pictures.report import Picture, Section, Table
+from zeroshot_d2.pictures.style import save_figure
+from zeroshot_d2.segmentation.evaluation import format_results_table
+from zeroshot_d2.segmentation.figures import UNSEEN_SHARE, read_truth, shows_unseen
+from zeroshot_d2.segmentation.labels import read_label
+from zeroshot_d2.segmentation.pictures import Comparison, LabelArray, comparison_figure, unseen_iou_figure
+from zeroshot_d2.storage import write_json
+from zeroshot_d2.trainer import Results, Trainer
 
-logger = logging.getLogger(__name__)
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "demo"
 NUM_EXAMPLES = 5
 
 
-class DemoTrainer(ZeroShotTrainer):
-    """The trainer of ``train_net.py``, for AlignZeg alone."""
+class Demo:
+    """See :class:`zeroshot_d2.commands.demo.Demo`."""
 
-    mappers = {"AlignZeg": AlignZegDatasetMapper}
-    evaluators = {"alignzeg_sem_seg": lambda cfg, dataset_name: ZeroShotSemSegEvaluator(dataset_name)}
+    CONFIG = "demo/alignzeg.yaml"
+    BASELINE = "demo/ablation/baseline.yaml"
+    OPTIONS = ("MODEL.ALIGNZEG.TEST.ORACLE", "False")  # the oracle has its own row, from the pass that the pictures need
+
+    @staticmethod
+    def report(run: DemoRun) -> DemoReport:
+        """
+        Raises:
+            ValueError: DATASETS.TEST has no data set of protocol GZS3.
+        """
+        cfg, model = run.cfg, run.model
+        assert isinstance(model, AlignZeg)
+        dataset_name = next((d for d in cfg.DATASETS.TEST if MetadataCatalog.get(d).get("protocol") == "GZS3"), None)
+        if dataset_name is None:
+            raise ValueError(f"the pictures need a data set of protocol GZS3; DATASETS.TEST {cfg.DATASETS.TEST} has none")
+        gallery, found = _one_more_pass(run, model, dataset_name)
+        run.results |= {
+            f"{dataset_name} (oracle)": found["sem_seg"],
+            **{f"{name} (baseline)": numbers for name, numbers in run.baseline_results.items()},
+        }
+        sweep = found.get("gamma_sweep", [])
+        if sweep:
+            write_json(run.output / "gamma_sweep.json", sweep)
+        return DemoReport(
+            "AlignZeg on the demo world",
+            _lead(run),
+            _table(run.results),
+            _EXPLANATIONS,
+            [
+                *_training_section(cfg, run.output),
+                *_unseen_section(run.results, sweep, dataset_name, run.output),
+                *_examples_section(gallery, dataset_name, run.output),
+                *_correction_section(gallery, sweep, cfg, dataset_name, run.output),
+                _next_section(run),
+            ],
+            format_results_table(run.results),
+        )
 
 
-def train_or_load(cfg: CfgNode, weights: str | None) -> tuple[AlignZeg, Results]:
-    """Train from the start, or load ``weights``; either way evaluate on DATASETS.TEST and write results.json."""
-    if weights is None:
-        trainer = DemoTrainer(cfg)
-        results = trainer.train() or {}
-        return trainer.model, results
-    model = DemoTrainer.build_model(cfg)
-    DetectionCheckpointer(model).load(weights)
-    return model, DemoTrainer.test(cfg, model)
+def _one_more_pass(run: DemoRun, model: AlignZeg, dataset_name: str) -> tuple[Gallery, dict[str, Any]]:
+    """The oracle, the thresholds of PBC and the pictures, from the proposals of every image."""
+    gallery = Gallery(model, dataset_name, run.baseline)
+    evaluators: list[DatasetEvaluator] = [OracleEvaluator(dataset_name), gallery]
+    if model.class_indicator is not None:
+        seen = model.seen_mask(MetadataCatalog.get(dataset_name).class_split)
+        evaluators.append(GammaSweepEvaluator(dataset_name, seen, background_in_softmax=model.background_in_softmax))
+    loader = Trainer.build_test_loader(run.cfg, dataset_name)
+    return gallery, inference_on_dataset(partial(model.inference, proposals=True), loader, DatasetEvaluators(evaluators))
 
 
 class Gallery(DatasetEvaluator):
     """Keeps what the pictures show: examples, and the proposals that PBC changed. For a single process."""
 
-    def __init__(self, model: AlignZeg, dataset_name: str, baseline: AlignZeg | None = None) -> None:
+    def __init__(self, model: AlignZeg, dataset_name: str, baseline: Any = None) -> None:
         """
         Args:
             model: whose outputs are processed.
@@ -92,7 +111,7 @@ class Gallery(DatasetEvaluator):
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         for record, output in zip(inputs, outputs, strict=True):
             truth = read_truth(record)
-            image = read_image(record["file_name"], format="RGB")
+            image = read_image(record["file_name"])
             if len(self.examples) < NUM_EXAMPLES and shows_unseen(truth, self._split):
                 self.examples.append(Comparison(image, truth, self._predictions(record, output)))
             if output["proposals"]["class_indicator"] is not None:
@@ -115,117 +134,6 @@ def _labels(output: dict[str, Any]) -> np.ndarray:
     return labels.cpu().numpy()
 
 
-def main(argv: Sequence[str] | None = None) -> Path:
-    """Run the demo with command-line arguments ``argv``; returns the path of the report.
-
-    Raises:
-        ValueError: DATASETS.TEST has no data set of protocol GZS3, or ``--iterations`` is not positive.
-        FileNotFoundError: the config or the weights do not exist.
-    """
-    args = _parser().parse_args(argv)
-    start = time.monotonic()
-    cfg = _config(args)
-    dataset_name = next((d for d in cfg.DATASETS.TEST if MetadataCatalog.get(d).get("protocol") == "GZS3"), None)
-    if dataset_name is None:
-        raise ValueError(f"the pictures need a data set of protocol GZS3; DATASETS.TEST {cfg.DATASETS.TEST} has none")
-
-    model, results = train_or_load(cfg, args.weights)
-    trained_seconds = time.monotonic() - start
-    baseline, baseline_results = train_or_load(_baseline_config(cfg, args), None) if args.with_baseline else (None, {})
-
-    logger.info("one more pass over %s for the oracle, the thresholds of PBC and the pictures", dataset_name)
-    model.return_proposals = True
-    gallery = Gallery(model, dataset_name, baseline.eval() if baseline is not None else None)
-    evaluators: list[DatasetEvaluator] = [OracleEvaluator(dataset_name), gallery]
-    if model.class_indicator is not None:
-        seen = model.seen_mask(MetadataCatalog.get(dataset_name).class_split)
-        evaluators.append(GammaSweepEvaluator(dataset_name, seen, background_in_softmax=model.background_in_softmax))
-    found = inference_on_dataset(model, DemoTrainer.build_test_loader(cfg, dataset_name), DatasetEvaluators(evaluators))
-    results = {
-        **results,
-        f"{dataset_name} (oracle)": found["sem_seg"],
-        **{f"{name} (baseline)": numbers for name, numbers in baseline_results.items()},
-    }
-    sweep = found.get("gamma_sweep", [])
-    output = Path(cfg.OUTPUT_DIR)
-    write_json(output / RESULTS_FILE, results)
-    if sweep:
-        write_json(output / "gamma_sweep.json", sweep)
-
-    sections = [
-        *_training_section(cfg, output),
-        *_unseen_section(results, sweep, dataset_name, output),
-        *_examples_section(gallery, dataset_name, output),
-        *_correction_section(gallery, sweep, cfg, dataset_name, output),
-        _next_section(args, output),
-    ]
-    report = output / "report.html"
-    report.write_text(
-        render_report(
-            "AlignZeg on the demo world",
-            _lead(cfg, args, trained_seconds),
-            _table(results),
-            _EXPLANATIONS,
-            sections,
-            {"All settings of this run": cfg.dump(), "All numbers": json.dumps(results, indent=2)},
-        ),
-        encoding="utf-8",
-    )
-    print(f"\n{format_results_table(results)}\n\nreport: {report} ({time.monotonic() - start:.0f} s altogether)")
-    return report
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m alignzeg_d2.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", default=str(CONFIGS / "alignzeg.yaml"), help="default: configs/demo/alignzeg.yaml")
-    parser.add_argument("--output", help="folder of everything that is written; default: the config's OUTPUT_DIR")
-    parser.add_argument("--iterations", type=int, help="length of the training; default: the config's SOLVER.MAX_ITER")
-    parser.add_argument("--weights", help="a checkpoint to evaluate instead of training")
-    parser.add_argument(
-        "--with-baseline", action="store_true", help="also train the baseline of Table 4 and show it beside AlignZeg"
-    )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the config")
-    return parser
-
-
-def _config(args: argparse.Namespace) -> CfgNode:
-    if args.iterations is not None and args.iterations < 1:
-        raise ValueError(f"--iterations must be positive, got {args.iterations}")
-    options = _options(args)
-    if args.output is not None:
-        options += ["OUTPUT_DIR", args.output]
-    if args.weights is not None:
-        options += ["MODEL.WEIGHTS", args.weights]
-    as_train_net = argparse.Namespace(
-        config_file=args.config_file, opts=options, resume=False, eval_only=args.weights is not None
-    )
-    cfg = setup(as_train_net, add_alignzeg_config)
-    check_weights(cfg, as_train_net)
-    return cfg
-
-
-def _options(args: argparse.Namespace) -> list[str]:
-    """What the command line overrides in any config."""
-    length = [] if args.iterations is None else ["SOLVER.MAX_ITER", str(args.iterations)]
-    # The oracle has a row of its own, from the pass that the pictures need.
-    return [*args.opts, *length, "MODEL.ALIGNZEG.TEST.ORACLE", "False"]
-
-
-def _baseline_config(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """The baseline of Table 4 with the options, device and seed of ``cfg``; logging is set up already."""
-    baseline = get_cfg()
-    add_alignzeg_config(baseline)
-    baseline.merge_from_file(str(CONFIGS / "ablation" / "baseline.yaml"))
-    output = Path(cfg.OUTPUT_DIR) / "baseline"
-    output.mkdir(parents=True, exist_ok=True)
-    baseline.merge_from_list(_options(args))
-    baseline.merge_from_list(["OUTPUT_DIR", str(output), "MODEL.DEVICE", cfg.MODEL.DEVICE, "SEED", cfg.SEED])
-    baseline.freeze()
-    return baseline
-
-
 # ---- the report ----
 
 _COLUMNS = {"pAcc": "pAcc", "mIoU_seen": "mIoU(S)", "mIoU_unseen": "mIoU(U)", "hIoU": "hIoU", "mIoU": "mIoU"}
@@ -245,13 +153,14 @@ def _table(results: Results) -> Table:
     return Table(["data set", "protocol", *_COLUMNS.values(), "images"], rows)
 
 
-def _lead(cfg: CfgNode, args: argparse.Namespace, seconds: float) -> list[str]:
+def _lead(run: DemoRun) -> list[str]:
+    cfg = run.cfg
     split = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).class_split
     effort = (
-        f"The weights were loaded from {args.weights}."
-        if args.weights is not None
+        f"The weights were loaded from {run.weights}."
+        if run.weights is not None
         else f"It was trained for {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, and then "
-        f"evaluated, in {seconds / 60:.1f} minutes on {_device(cfg)}; CLIP stayed frozen."
+        f"evaluated, in {run.seconds / 60:.1f} minutes on {_device(cfg)}; CLIP stayed frozen."
     )
     return [
         "Zero-shot semantic segmentation names regions of classes that no training label ever showed. AlignZeg (Ge et al., "
@@ -276,12 +185,12 @@ def _training_section(cfg: CfgNode, output: Path) -> list[Section]:
     name = cfg.DATASETS.TRAIN[0]
     metadata = MetadataCatalog.get(name)
     for record in DatasetCatalog.get(name):
-        label = read_label(record["sem_seg_file_name"], metadata.label_table)
+        label = read_label(record["sem_seg_file_name"], metadata.label_table, photo=record["file_name"])
         if (label == metadata.ignore_label).mean() >= UNSEEN_SHARE:
             break
     else:
         return []
-    image = read_image(record["file_name"], format="RGB")
+    image = read_image(record["file_name"])
     path = output / "training_labels.png"
     row = Comparison(image, None, {"Labels in training": label})
     save_figure(comparison_figure([row], metadata.class_split, metadata.stuff_colors, ignored_name="no label"), path)
@@ -352,19 +261,14 @@ def _correction_section(
     return [Section("Predictive Bias Correction", paragraphs, pictures)]
 
 
-def _next_section(args: argparse.Namespace, output: Path) -> Section:
-    weights = args.weights or output / "model_final.pth"
+def _next_section(run: DemoRun) -> Section:
     return Section(
         "Going on",
         ["Evaluate again, train longer, compare with the baseline of Table 4, or try it in the browser:"],
         commands=[
-            f"python train_net.py --config-file configs/demo/alignzeg.yaml --eval-only MODEL.WEIGHTS {weights}",
-            "python -m alignzeg_d2.demo --iterations 3000 --output output/longer",
-            "python -m alignzeg_d2.demo --with-baseline",
-            "python -m alignzeg_d2.web",
+            f"python train_net.py --config-file configs/demo/alignzeg.yaml --eval-only MODEL.WEIGHTS {run.checkpoint}",
+            "python -m zeroshot_d2 demo --system AlignZeg --iterations 3000 --output output/longer",
+            "python -m zeroshot_d2 demo --system AlignZeg --with-baseline",
+            "python -m zeroshot_d2 web",
         ],
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,8 @@
-"""Export to ONNX or torch.export: one tensor of images in, class scores or label maps out.
+"""AlignZeg as ONNX or torch.export: one tensor of images in, class scores or label maps out.
 
-    python -m alignzeg_d2.export --config-file configs/demo/alignzeg.yaml --weights output/demo/model_final.pth \
-        --format onnx --vocabulary "plain red tile, dark water, dark sand" --output model.onnx
-
-The vocabulary is baked in, or with ``--vocabulary-input`` two further inputs carry it. The number of images and their sizes
-stay free; sides must be multiples of the model's ``size_divisibility``, see :func:`prepare_image`. The file is then run
-beside the model itself, and the two are compared.
+The vocabulary is baked in, or two further inputs carry it. The number of images and their sizes stay free; sides must be
+multiples of the model's ``size_divisibility``, see :func:`prepare_image`. The file is then run beside the model itself, and
+the two are compared.
 
 Shapes: N images, Q proposals, K classes, D embedding, (H, W) the image.
 """
@@ -14,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,16 +25,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from alignzeg_d2.alignzeg import OUTPUTS, AlignZeg
-from alignzeg_d2.postprocessing import class_probabilities
-from alignzeg_d2.predictor import (
-    AlignZegPredictor,
-    add_model_arguments,
-    config_from_arguments,
-    set_vocabulary_from_arguments,
-)
+from alignzeg_d2.inference import correct
+from alignzeg_d2.predictor import AlignZegPredictor
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.export import (
-    FORMATS,
     TOLERANCE,
     check_difference,
     check_path,
@@ -110,7 +100,7 @@ class ExportableAlignZeg(nn.Module):
         Args:
             images: (N, 3, H, W) in the channel order of cfg.INPUT.FORMAT, 0 to 255.
             prototypes: T (K, D), unit length, unless baked in.
-            seen: (K,) bool, classes that training knew, unless baked in.
+            seen: (K,) bool, classes that the model was trained on, unless baked in.
 
         Returns:
             scores (N, K, H, W), or the best class of each pixel (N, H, W).
@@ -119,10 +109,14 @@ class ExportableAlignZeg(nn.Module):
         prototypes = self.prototypes if prototypes is None else prototypes
         seen = self.seen if seen is None else seen
         mask_logits, features = model.extract_proposals((images - model.pixel_mean) / model.pixel_std)
-        logits = model.classifier(model.classifier.refine(features), prototypes)
-        indicator = model.class_indicator(features).sigmoid() if model.class_indicator is not None else None
-        corrected = model.postprocessor(logits, indicator, seen)
-        probabilities = class_probabilities(corrected, background_in_softmax=model.background_in_softmax)
+        found = model.classify(features, prototypes)
+        _, probabilities = correct(
+            found.class_logits,
+            found.class_indicator,
+            seen,
+            model.postprocessor,
+            background_in_softmax=model.background_in_softmax,
+        )
         masks = F.interpolate(mask_logits, size=images.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
         scores = torch.einsum("nqk,nqhw->nkhw", probabilities, masks)
         return scores if self.output == "scores" else scores.argmax(dim=1)
@@ -194,7 +188,9 @@ def examples(
         vocabulary = vocabularies[number % len(vocabularies)]
         images = torch.randint(0, 256, (count, 3, rows * divisor, columns * divisor), generator=generator)
         images = images.to(model.device, torch.float32)
-        outputs = model([{"image": image, "vocabulary": vocabulary} for image in images])
+        outputs = model.inference(
+            [{"image": image, "vocabulary": vocabulary} for image in images], output=program.output, proposals=False
+        )
         expected = torch.stack([x["sem_seg" if program.output == "scores" else "sem_seg_labels"] for x in outputs])
         yield {"images": images, **({} if baked else vocabulary_inputs(model, vocabulary))}, expected
 
@@ -221,7 +217,6 @@ def export(
     check_path(path, file_format)
     vocabulary = predictor.vocabulary
     model = predictor.model
-    model.output, model.return_proposals = output, False
     program = ExportableAlignZeg(model, None if vocabulary_input else vocabulary, output).eval()
     cfg = predictor.cfg
     description = Description(
@@ -239,8 +234,7 @@ def export(
     vocabularies = [vocabulary]
     if vocabulary_input:
         save_vocabulary(path, vocabulary.names, vocabulary_inputs(model, vocabulary))
-        other = predictor.set_vocabulary(["person", "animal", "plant", "thing"])
-        predictor.set_vocabulary(vocabulary)
+        other = predictor.marked(["person", "animal", "plant", "thing"])
         vocabularies.append(other)
         inputs.update(vocabulary_inputs(model, other))  # several classes, whatever the vocabulary's number
     run = write(trace_program(program, inputs), path, file_format, asdict(description), DESCRIPTION_KEY)
@@ -250,38 +244,25 @@ def export(
     return difference
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the command-line arguments ``argv``.
+class Exporter:
+    """See :class:`zeroshot_d2.commands.export.Exporter`."""
 
-    Raises:
-        FileNotFoundError: the config or the weights do not exist.
-        ValueError: as :func:`export`, or the vocabulary is faulty.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m alignzeg_d2.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--format", choices=list(FORMATS), default="onnx")
-    parser.add_argument("--output", required=True, type=Path, help="the file, ending with .onnx or .pt2")
-    parser.add_argument(
-        "--returns", choices=OUTPUTS, default="scores", help="(N, K, H, W) scores or (N, H, W) class indices"
-    )
-    parser.add_argument(
-        "--vocabulary-input", action="store_true", help="make the vocabulary an input instead of baking it in"
-    )
-    add_model_arguments(parser)
-    args = parser.parse_args(argv)
-    predictor = AlignZegPredictor(config_from_arguments(args))
-    split = set_vocabulary_from_arguments(predictor, args)
-    difference = export(
-        predictor, args.output, file_format=args.format, output=args.returns, vocabulary_input=args.vocabulary_input
-    )
-    what = "greatest difference of scores" if args.returns == "scores" else "share of pixels with another label"
-    print(
-        f"{args.output}: {len(split)} classes {'as input' if args.vocabulary_input else 'baked in'}; "
-        f"{what} from PyTorch: {difference:.1g}"
-    )
-    return 0
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """``--returns``."""
+        parser.add_argument(
+            "--returns", choices=OUTPUTS, default="scores", help="(N, K, H, W) scores or (N, H, W) class indices"
+        )
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    @staticmethod
+    def export(predictor: AlignZegPredictor, args: argparse.Namespace) -> str:
+        """Write ``args.output``; says how far it is from the model."""
+        difference = export(
+            predictor,
+            args.output,
+            file_format=args.format,
+            output=args.returns,
+            vocabulary_input=args.vocabulary_input,
+        )
+        what = "greatest difference of scores" if args.returns == "scores" else "share of pixels with another label"
+        return f"{what} from PyTorch: {difference:.1g}"

@@ -14,10 +14,9 @@ import numpy as np
 from detectron2.utils import comm
 from torch import Tensor
 
-from alignzeg_d2.evaluation import ZeroShotSemSegEvaluator, protocol_results
-from alignzeg_d2.modeling.pbc import correct_bias
-from alignzeg_d2.postprocessing import best_classes, class_probabilities
-from zeroshot_d2.metrics import confusion_matrix, sum_confusions
+from alignzeg_d2.inference import PBC, best_classes, correct
+from zeroshot_d2.segmentation.evaluation import ZeroShotSemSegEvaluator, protocol_results
+from zeroshot_d2.segmentation.metrics import confusion_matrix, sum_confusions
 
 Proposals = Mapping[str, Any]
 """What the model returns as "proposals" with MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS."""
@@ -77,9 +76,15 @@ def correct_and_segment(
         ValueError: the proposals come from a model without a class indicator.
     """
     masks: Tensor = proposals["mask_logits"]
-    logits = correct_bias(proposals["class_logits"], _indicator(proposals), seen.to(masks.device), gamma)
+    logits, probabilities = correct(
+        proposals["class_logits"],
+        _indicator(proposals),
+        seen.to(masks.device),
+        PBC(gamma=gamma),
+        background_in_softmax=background_in_softmax,
+    )
     labels, best = best_classes(
-        class_probabilities(logits, background_in_softmax=background_in_softmax),
+        probabilities,
         masks,
         region=(float(masks.shape[-2]), float(masks.shape[-1])),
         output_size=output_size,
@@ -91,7 +96,7 @@ def correct_and_segment(
 def _indicator(proposals: Proposals) -> Tensor:
     indicator = proposals.get("class_indicator")
     if indicator is None:
-        raise ValueError("the proposals have no class indicator: train with MODEL.ALIGNZEG.PBC.ENABLED True")
+        raise ValueError("the proposals have no class indicator: train with MODEL.ALIGNZEG.PBC.POSTPROCESSOR PBC")
     return indicator
 
 
@@ -109,7 +114,7 @@ class GammaSweepEvaluator(ZeroShotSemSegEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: as for :class:`~alignzeg_d2.evaluation.ZeroShotSemSegEvaluator`.
+            dataset_name: as for :class:`~zeroshot_d2.segmentation.evaluation.ZeroShotSemSegEvaluator`.
             seen: (K,) bool, as ``AlignZeg.seen_mask`` gives it.
             gammas: the G thresholds.
             distributed: add up the counts of all processes.

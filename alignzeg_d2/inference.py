@@ -1,32 +1,52 @@
-"""From proposals to a segmentation: score correction (Sec. 3.3) and semantic inference, in bounded memory.
+"""From proposals to a segmentation: the one classification path, score correction (Sec. 3.3) and semantic inference.
 
-Shapes: Q proposals, K classes, (h, w) the masks' grid, (H, W) the output.
+Shapes: N images, Q proposals, K classes, D embedding, (h, w) the masks' grid, (H, W) the output. ``...`` stands for no
+dimension or for N: one image and a batch take the same path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from detectron2.config import CfgNode, configurable
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-from alignzeg_d2.modeling.pbc import correct_bias
+from alignzeg_d2.modeling.gepc.classifier import ProposalClassifier
+from alignzeg_d2.modeling.pbc import ClassIndicator, correct_bias
 
 POSTPROCESSOR_REGISTRY = Registry("POSTPROCESSOR")
 POSTPROCESSOR_REGISTRY.__doc__ = """
-Score corrections: classes built as ``postprocessor(gamma=...)``, called with the logits P (Q, K + 1), the class indicator
-I (Q,) or None, and which classes are seen (K,); they return corrected logits (Q, K + 1). The exported model calls them
-with a batch: P (N, Q, K + 1) and I (N, Q).
+Score corrections: ``@configurable`` classes built as ``postprocessor(cfg)``, see :class:`Postprocessor`.
 """
+
+
+class Postprocessor(Protocol):
+    """A score correction. ``uses_class_indicator`` decides whether the model trains a class indicator for it."""
+
+    uses_class_indicator: bool
+
+    def __call__(self, logits: Tensor, class_indicator: Tensor | None, seen: Tensor) -> Tensor:
+        """P (..., Q, K + 1), the class indicator I (..., Q) or None, and which classes are seen (K,) -> corrected logits."""
+        ...
 
 
 @POSTPROCESSOR_REGISTRY.register()
 class NoCorrection:
-    """Leaves the scores as they are."""
+    """Leaves the scores as they are; a model with it has no class indicator."""
 
-    def __init__(self, *, gamma: float) -> None:
-        del gamma  # part of the interface; there is no threshold here
+    uses_class_indicator = False
+
+    @configurable
+    def __init__(self) -> None:
+        pass
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {}
 
     def __call__(self, logits: Tensor, class_indicator: Tensor | None, seen: Tensor) -> Tensor:
         return logits
@@ -36,14 +56,54 @@ class NoCorrection:
 class PBC:
     """Predictive Bias Correction, Eq. 7."""
 
+    uses_class_indicator = True
+
+    @configurable
     def __init__(self, *, gamma: float) -> None:
         """``gamma`` is the threshold on the class indicator."""
         self.gamma = gamma
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"gamma": cfg.MODEL.ALIGNZEG.PBC.GAMMA}
+
     def __call__(self, logits: Tensor, class_indicator: Tensor | None, seen: Tensor) -> Tensor:
         if class_indicator is None:
-            raise ValueError("PBC needs a class indicator: train with MODEL.ALIGNZEG.PBC.ENABLED, or use NoCorrection")
+            raise ValueError(
+                "PBC needs a class indicator, and this model has none: train with MODEL.ALIGNZEG.PBC.POSTPROCESSOR PBC"
+            )
         return correct_bias(logits, class_indicator, seen, self.gamma)
+
+
+# ---------------------------------------------------------------------------------------------------- classification
+@dataclass(frozen=True)
+class Classification:
+    """What the network says about the classes of its proposals, uncorrected.
+
+    Args:
+        features: F_cls (..., Q, D), unit length.
+        class_logits: P (..., Q, K + 1), the background last.
+        indicator_logits: logits of the class indicator I (..., Q); None for a model without one.
+    """
+
+    features: Tensor
+    class_logits: Tensor
+    indicator_logits: Tensor | None
+
+    @property
+    def class_indicator(self) -> Tensor | None:
+        """I (..., Q) in [0, 1]."""
+        return None if self.indicator_logits is None else self.indicator_logits.float().sigmoid()
+
+
+def classify(
+    features: Tensor, prototypes: Tensor, classifier: ProposalClassifier, class_indicator: ClassIndicator | None
+) -> Classification:
+    """Proposal features F (..., Q, D) and text prototypes T (K, D) -> their :class:`Classification` (Sec. 3.2, Eq. 5)."""
+    refined = classifier.refine(features)
+    return Classification(
+        refined, classifier(refined, prototypes), None if class_indicator is None else class_indicator(features)
+    )
 
 
 def class_probabilities(logits: Tensor, *, background_in_softmax: bool = True) -> Tensor:
@@ -52,6 +112,84 @@ def class_probabilities(logits: Tensor, *, background_in_softmax: bool = True) -
     if background_in_softmax:
         return logits.softmax(dim=-1)[..., :-1]
     return logits[..., :-1].softmax(dim=-1)
+
+
+def correct(
+    logits: Tensor,
+    class_indicator: Tensor | None,
+    seen: Tensor,
+    postprocessor: Postprocessor,
+    *,
+    background_in_softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """Eq. 7 and the softmax behind it.
+
+    Args:
+        logits: P (..., Q, K + 1).
+        class_indicator: I (..., Q), or None.
+        seen: (K,) bool.
+        postprocessor: the correction.
+        background_in_softmax: as for :func:`class_probabilities`.
+
+    Returns:
+        corrected logits (..., Q, K + 1) and class probabilities (..., Q, K).
+    """
+    corrected = postprocessor(logits, class_indicator, seen)
+    return corrected, class_probabilities(corrected, background_in_softmax=background_in_softmax)
+
+
+# ------------------------------------------------------------------------------------------------ semantic inference
+def segment(
+    found: Classification,
+    mask_logits: Tensor,
+    *,
+    seen: Tensor,
+    postprocessor: Postprocessor,
+    background_in_softmax: bool,
+    image_size: tuple[int, int],
+    padded_size: tuple[int, int],
+    output_size: tuple[int, int],
+    chunk_pixels: int,
+    output: str,
+    with_proposals: bool,
+) -> dict[str, Any]:
+    """The output of one image; see :meth:`alignzeg_d2.alignzeg.AlignZeg.inference` for its entries.
+
+    Args:
+        found: of its Q proposals.
+        mask_logits: (Q, h, w), covering the padded image.
+        seen: (K,) bool, the classes that the model was trained on.
+        postprocessor: the score correction.
+        background_in_softmax: as for :func:`class_probabilities`.
+        image_size, padded_size: heights and widths that the network saw.
+        output_size: (H, W).
+        chunk_pixels: as for :func:`semantic_scores`.
+        output: "scores" or "labels".
+        with_proposals: whether to return them.
+    """
+    logits, indicator = found.class_logits.float(), found.class_indicator
+    corrected, probabilities = correct(logits, indicator, seen, postprocessor, background_in_softmax=background_in_softmax)
+    region = (
+        mask_logits.shape[-2] * image_size[0] / padded_size[0],
+        mask_logits.shape[-1] * image_size[1] / padded_size[1],
+    )
+    where: dict[str, Any] = {"region": region, "output_size": output_size, "chunk_pixels": chunk_pixels}
+    result: dict[str, Any] = {}
+    if output == "scores":
+        result["sem_seg"] = semantic_scores(probabilities, mask_logits, **where)
+    else:
+        result["sem_seg_labels"], result["sem_seg_best"] = best_classes(probabilities, mask_logits, **where)
+    if with_proposals:
+        cells = (max(1, round(region[0])), max(1, round(region[1])))
+        ((_, masks),) = upsampled_strips(mask_logits, region, cells, chunk_pixels=cells[0] * cells[1])
+        result["proposals"] = {
+            "mask_logits": masks,
+            "class_logits": logits,
+            "corrected_logits": corrected,
+            "class_indicator": indicator,
+            "features": found.features.float(),
+        }
+    return result
 
 
 def semantic_scores(
@@ -77,8 +215,7 @@ def semantic_scores(
     scores = probabilities.new_empty(probabilities.shape[1], *output_size)
     flat, width = scores.flatten(1), output_size[1]
     for rows, masks in upsampled_strips(mask_logits, region, output_size, chunk_pixels):
-        # straight into the result: the scores are by far the largest tensor here, and a copy would cost as much as the sum
-        torch.mm(probabilities.T, masks.sigmoid_().flatten(1), out=flat[:, rows.start * width : rows.stop * width])
+        flat[:, rows.start * width : rows.stop * width] = probabilities.T @ masks.sigmoid_().flatten(1)
     return scores
 
 

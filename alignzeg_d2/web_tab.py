@@ -1,21 +1,10 @@
-"""A web page: upload a photo, type a vocabulary, move gamma, see the segmentation and its proposals.
+"""The tab of the web page: upload a photo, type a vocabulary, see the segmentation and what PBC changed in it.
 
-    python -m alignzeg_d2.web
-    python -m alignzeg_d2.web --config-file configs/coco/alignzeg.yaml --weights model_final.pth \
-        --epsilon-config-file configs/nus_wide/epsilon.yaml --epsilon-weights epsilon.pth
-
-Without arguments it shows both systems as `make demo` leaves them; Epsilon's labels are the second tab. It listens on this
-machine alone unless --host says otherwise.
-
-Shapes: Q proposals, K classes, (h, w) the masks' grid, (H, W) the image. Images are (H, W, 3) uint8 RGB.
+Shapes: K classes, (H, W) the image. Images are (H, W, 3) uint8 RGB.
 """
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-import threading
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,42 +17,29 @@ from PIL import Image, ImageOps
 
 from alignzeg_d2.alignzeg import AlignZeg
 from alignzeg_d2.gamma_sweep import OFF, Proposals, correct_and_segment
-from alignzeg_d2.postprocessing import PBC, class_probabilities
-from alignzeg_d2.predictor import AlignZegPredictor, Segmentation, config_from_arguments
-from alignzeg_d2.visualization import (
-    Colors,
-    Correction,
-    ImageArray,
-    blend_labels,
-    changed_proposals,
-    class_text,
-    corrections_figure,
-    label_figure,
-)
+from alignzeg_d2.inference import PBC, class_probabilities
+from alignzeg_d2.pictures.corrections import MIN_WEIGHT, Correction, changed_proposals, corrections_figure
+from alignzeg_d2.predictor import AlignZegPredictor
 from zeroshot_d2.class_split import ClassSplit
+from zeroshot_d2.images import ImageArray
+from zeroshot_d2.pictures.style import class_text, figure_pixels
+from zeroshot_d2.segmentation.pictures import Colors, blend_labels, label_figure
+from zeroshot_d2.segmentation.predictor import Segmentation
+from zeroshot_d2.vocabulary import parse_names
 from zeroshot_d2.web import (
     EVENT,
     KEPT_SECONDS,
-    add_server_arguments,
-    build_page,
     captioned,
     example_photos,
     explained,
-    figure_pixels,
-    names_of,
     photo_input,
     picture_output,
     read_upload,
-    serve,
     table,
 )
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo" / "alignzeg.yaml"
-WEIGHTS = Path("output/demo/model_final.pth")
-EPSILON_WEIGHTS = Path("output/demo/epsilon/model_final.pth")
 MAX_CLASSES = 2000  # of a typed vocabulary: time and memory grow with it; the largest in the paper has 847
 NUM_PROPOSALS, NUM_CORRECTIONS = 8, 4
-MIN_WEIGHT = 0.01  # a changed proposal that claims less of the photo is counted, but not drawn
 THUMBNAIL = 320  # pixels
 
 HEADERS = ("class", "in training", "area (%)", "score")
@@ -92,7 +68,6 @@ class Segmenter:
 
     def __init__(self, cfg: CfgNode, max_pixels: int) -> None:
         self._predictor = AlignZegPredictor(cfg)
-        self._lock = threading.Lock()  # a vocabulary is set and used in one go
         self._max_pixels = max_pixels
         self.default_names = ", ".join(self._predictor.vocabulary.prompts)
         # The threshold in effect; None for a model without a class indicator.
@@ -110,20 +85,19 @@ class Segmenter:
         Args:
             photo: path of the file.
             names: the vocabulary, as typed.
-            unseen: names that count as unseen although training knew them, as typed.
+            unseen: names that count as unseen although the model was trained on them, as typed.
 
         Raises:
             ValueError: the photo cannot be used, or the vocabulary is faulty.
         """
         image = read_upload(photo, self._max_pixels)
-        vocabulary = names_of(names)
+        vocabulary = parse_names(names)
         if len(vocabulary) > MAX_CLASSES:
             raise ValueError(f"The vocabulary has {len(vocabulary)} classes, this page takes {MAX_CLASSES}: shorten it.")
-        with self._lock:
-            # The config's own vocabulary has more than its text shows: colours, and names of its own for display.
-            self._predictor.set_vocabulary(None if names == self.default_names else vocabulary, names_of(unseen))
-            found = self._predictor(np.ascontiguousarray(image[:, :, ::-1]), proposals=True)
-            colors = self._predictor.colors
+        # The config's own vocabulary has more than its text shows: colours, and other names for display.
+        split = self._predictor.marked(None if names == self.default_names else vocabulary, parse_names(unseen))
+        found = self._predictor(np.ascontiguousarray(image[:, :, ::-1]), vocabulary=split, proposals=True)
+        colors = self._predictor.colors_of(found.vocabulary)
         assert found.proposals is not None
         on_cpu = {key: None if value is None else value.cpu() for key, value in found.proposals.items()}
         return Found(image, replace(found, proposals=on_cpu), colors)
@@ -211,7 +185,14 @@ def _thumbnail(image: ImageArray) -> ImageArray:
     return np.asarray(ImageOps.contain(Image.fromarray(image), (THUMBNAIL, THUMBNAIL), method))
 
 
-# -------------------------------------------------------------------------------------------------------- the page
+class SegmentationTab:
+    """See :class:`zeroshot_d2.web.WebTab`."""
+
+    def __init__(self, cfg: CfgNode, max_pixels: int) -> None:
+        self.segmenter = Segmenter(cfg, max_pixels)
+
+    def build(self, folder: Path) -> None:
+        segmentation_tab(self.segmenter, example_photos(folder))
 
 
 def segmentation_tab(segmenter: Segmenter, examples: list[Path]) -> None:
@@ -229,7 +210,7 @@ def segmentation_tab(segmenter: Segmenter, examples: list[Path]) -> None:
             )
             unseen = gr.Textbox(
                 label="Also unseen",
-                info="Classes that training did not know are unseen in any case. Name others that shall count as unseen.",
+                info="Classes that the model was not trained on are unseen in any case. Name others that count as unseen.",
                 elem_id="unseen",
             )
             gamma = gr.Slider(
@@ -270,64 +251,3 @@ def segmentation_tab(segmenter: Segmenter, examples: list[Path]) -> None:
     run.click(on_run, [photo, names, unseen, gamma], [found, *results], **EVENT)
     # While the slider moves only the last place counts.
     gamma.change(on_gamma, [found, gamma], results, trigger_mode="always_last", **EVENT)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Serve the page with command-line arguments ``argv`` until Ctrl+C.
-
-    Raises:
-        FileNotFoundError: a config or a checkpoint does not exist.
-        ValueError: weights do not fit their config, or only one of the options that go together is given.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m alignzeg_d2.web", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", help="of AlignZeg; default: configs/demo/alignzeg.yaml")
-    parser.add_argument("--weights", help=f"of AlignZeg; default, with the demo's config: {WEIGHTS}")
-    parser.add_argument("--epsilon-config-file", help="of Epsilon; default: configs/demo/epsilon.yaml")
-    parser.add_argument("--epsilon-weights", help=f"of Epsilon; default, if no other file is named: {EPSILON_WEIGHTS}")
-    add_server_arguments(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override AlignZeg's config")
-    args = parser.parse_args(argv)
-    epsilon_weights = _epsilon_weights(args)
-    segmenter = Segmenter(_config(args), args.max_pixels)
-    with tempfile.TemporaryDirectory() as folder:
-        examples = example_photos(Path(folder))
-        tabs: dict[str, Callable[[], None]] = {"Segmentation (AlignZeg)": lambda: segmentation_tab(segmenter, examples)}
-        if epsilon_weights is not None:
-            # The one place where a system shows the other: the page is for both. Imported only when it is asked for.
-            from epsilon_d2.web import load_labeller, tags_tab
-
-            labeller = load_labeller(args.epsilon_config_file, epsilon_weights, args.max_pixels)
-            tabs["Tags (Epsilon)"] = lambda: tags_tab(labeller, examples)
-        serve(build_page("Zero-shot recognition", tabs), args)
-
-
-def _config(args: argparse.Namespace) -> CfgNode:
-    """AlignZeg's; the demo's where the arguments name no file."""
-    if args.weights is None:
-        if args.config_file is not None:
-            raise ValueError(f"--config-file {args.config_file} needs its --weights")
-        if not WEIGHTS.is_file():
-            raise FileNotFoundError(
-                f"{WEIGHTS} does not exist (looked for it from {Path.cwd()}): run `make demo`, or name --config-file and "
-                "--weights"
-            )
-    named = {"config_file": args.config_file or str(CONFIG), "weights": args.weights or str(WEIGHTS)}
-    return config_from_arguments(argparse.Namespace(**{**vars(args), **named}))
-
-
-def _epsilon_weights(args: argparse.Namespace) -> str | None:
-    """None for a page without Epsilon."""
-    if args.epsilon_config_file is not None and args.epsilon_weights is None:
-        raise ValueError(f"--epsilon-config-file {args.epsilon_config_file} needs its --epsilon-weights")
-    if args.epsilon_weights is not None or args.weights is not None:
-        return args.epsilon_weights
-    if EPSILON_WEIGHTS.is_file():
-        return str(EPSILON_WEIGHTS)
-    print(f"no tab for Epsilon: {EPSILON_WEIGHTS} does not exist, `python -m epsilon_d2.demo` trains it")
-    return None
-
-
-if __name__ == "__main__":
-    main()

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from alignzeg_d2 import add_alignzeg_config, alignzeg
 from alignzeg_d2.alignzeg import AlignZeg
-from zeroshot_d2.clip_loader import create_clip, get_tokenizer
-from zeroshot_d2.label_embeddings import embed_prompts, get_templates
+from zeroshot_d2.clip.loader import create_clip, get_tokenizer
+from zeroshot_d2.clip.text import embed_prompts, get_templates
 
 CLIP_NAME = "ViT-B-16-quickgelu"
 SIZE = 640

@@ -87,8 +87,8 @@ def batches(size: dict[str, Any], complete: bool) -> Iterator[tuple[np.ndarray, 
 def evaluator_ours(size: dict[str, Any], complete: bool) -> dict[str, float]:
     from detectron2.data import MetadataCatalog
 
-    from epsilon_d2.evaluation import MultiLabelEvaluator
     from zeroshot_d2.class_split import ClassSplit
+    from zeroshot_d2.multilabel.evaluation import MultiLabelEvaluator
 
     names = tuple(str(k) for k in range(size["classes"]))
     split = ClassSplit(names, unseen=names[-size["unseen"] :])

@@ -29,7 +29,7 @@ import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
 
-from zeroshot_d2.datasets.multilabel import LabelColumns, MultiLabelDataset
+from zeroshot_d2.multilabel.columns import LabelColumns, MultiLabelDataset
 
 IMAGES, LABELS, CLASSES = 9_011_219, 27_894_289, 7_586
 LIST_SHARE = 20  # the list is made of one image in so many

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from zeroshot_d2.config import add_trainer_config
+from zeroshot_d2.multilabel.config import add_multilabel_config
 
 
 def add_epsilon_config(cfg: CfgNode) -> None:
     """Add ``cfg.MODEL.EPSILON`` and set Detectron2's own keys to what Epsilon trains with."""
-    add_trainer_config(cfg)
+    add_multilabel_config(cfg)
 
     cfg.MODEL.META_ARCHITECTURE = "Epsilon"
-    # "TimmViT", "ClipViT", or one of your own in BACKBONE_REGISTRY that gives {"tokens": (N, L, D)}.
+    # "TimmViT", "ClipViT", or your own in BACKBONE_REGISTRY that gives {"tokens": (N, L, D)}.
     cfg.MODEL.BACKBONE.NAME = "TimmViT"
     cfg.INPUT.FORMAT = "RGB"
     # Of the default backbone's weights; a backbone trained with other ones refuses these.
@@ -68,13 +68,12 @@ def add_epsilon_config(cfg: CfgNode) -> None:
 
     # ---- inference ----
     epsilon.TEST = CfgNode()
-    epsilon.TEST.TOP_K = (3, 5)  # K of P, R and F1; (10, 20) on Open Images
     # Also return which patches each group looks at.
     epsilon.TEST.RETURN_ATTENTION = False
 
     # ---- input ----
-    epsilon.IMAGE_SIZE = 224  # side of the square that the backbone sees
-    epsilon.CROP_SCALE = (0.7, 1.0)  # share of the image's area that a training crop keeps; (1.0, 1.0): no crop
+    cfg.INPUT.IMAGE_SIZE = 224
+    cfg.INPUT.CROP_SCALE = (0.7, 1.0)
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     cfg.INPUT.MIN_SIZE_TEST = 224  # what DefaultPredictor hands over; the model makes it square
     cfg.INPUT.MAX_SIZE_TEST = 1333

@@ -1,127 +1,47 @@
-"""The demo: trains Epsilon on the demo world, evaluates it on a seed that nothing was tuned on, and writes a report.
+"""The report of Epsilon on the demo world, evaluated on a seed that nothing was tuned on.
 
-    python -m epsilon_d2.demo
-    python -m epsilon_d2.demo --weights output/demo/epsilon/model_final.pth
-    python -m epsilon_d2.demo --with-baseline
-
-Writes into the output folder ``results.json`` (as ``train_net.py`` does), ``labels.png`` (Fig. 4), for the first example
-``group_attention.png`` and ``global_attention.png`` (Fig. 1), and ``report.html``, which holds them all and needs no
-network.
+It draws ``labels.png`` (Fig. 4) and for the first example ``group_attention.png`` and ``global_attention.png`` (Fig. 1).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
 
-from epsilon_d2 import EpsilonDatasetMapper, add_epsilon_config
-from epsilon_d2.evaluation import MultiLabelEvaluator, format_multilabel_table, table_of_results
-from epsilon_d2.figures import example_records, predictions
-from epsilon_d2.predict import CONFIG, Predictor
-from epsilon_d2.visualization import (
-    MODULES,
-    LabelledImage,
-    attention_by_module,
-    attention_figure,
-    save_figure,
-    spoken_labels,
-    top_labels_figure,
-)
-from zeroshot_d2.launch import check_weights, setup
-from zeroshot_d2.launch import evaluate as evaluate_weights
-from zeroshot_d2.report import Picture, Section, Table, render_report
-from zeroshot_d2.trainer import RESULTS_FILE, Results, write_json
-from zeroshot_d2.trainer import Trainer as ZeroShotTrainer
+from epsilon_d2.pictures.attention import MODULES, attention_by_module, attention_figure, spoken_labels
+from epsilon_d2.predictor import EpsilonPredictor
+from zeroshot_d2.commands.demo import DemoReport, DemoRun
+from zeroshot_d2.multilabel.evaluation import format_multilabel_table, table_of_results
+from zeroshot_d2.multilabel.figures import example_records
+from zeroshot_d2.multilabel.pictures import LabelledImage, top_labels_figure
+from zeroshot_d2.pictures.command import predictions
+from zeroshot_d2.pictures.report import Picture, Section, Table
+from zeroshot_d2.pictures.style import save_figure
+from zeroshot_d2.trainer import Results
 
 TEST_SET = "demo_world_multilabel_held_out"
-BASELINE = CONFIG.parent / "epsilon_ablation" / "backbone_only.yaml"
 NUM_EXAMPLES = 8
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    return MultiLabelEvaluator(dataset_name, top_k=cfg.MODEL.EPSILON.TEST.TOP_K)
+class Demo:
+    """See :class:`zeroshot_d2.commands.demo.Demo`."""
 
+    CONFIG = "demo/epsilon.yaml"
+    BASELINE = "demo/epsilon_ablation/backbone_only.yaml"
+    OPTIONS = ("DATASETS.TEST", f"('{TEST_SET}',)")
 
-class Trainer(ZeroShotTrainer):
-    """The trainer of ``train_net.py``, for Epsilon alone."""
-
-    mappers = {"Epsilon": EpsilonDatasetMapper}
-    evaluators = {"epsilon_multilabel": build_evaluator}
-
-
-def train_or_load(config_file: Path, output: Path, weights: str, opts: Sequence[str]) -> tuple[CfgNode, Results]:
-    """Train from the start, or load ``weights``; either way evaluate on TEST_SET and write results.json.
-
-    Returns:
-        the config with the weights that came out, and the results.
-    """
-    options = ["OUTPUT_DIR", str(output), "DATASETS.TEST", f"('{TEST_SET}',)", "MODEL.WEIGHTS", weights]
-    as_train_net = argparse.Namespace(
-        config_file=str(config_file), opts=[*options, *opts], resume=False, eval_only=bool(weights)
-    )
-    cfg = setup(as_train_net, add_epsilon_config)
-    check_weights(cfg, as_train_net)
-    if weights:
-        return cfg, evaluate_weights(cfg, Trainer)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    results = trainer.train() or {}
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
-    return cfg, results
-
-
-def main(arguments: Sequence[str] | None = None) -> Results:
-    """Run the demo with command-line arguments; returns the results by data set.
-
-    Raises:
-        FileNotFoundError: the weights do not exist.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m epsilon_d2.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("output/demo/epsilon"))
-    parser.add_argument("--weights", default="", help="draw and evaluate these instead of training")
-    parser.add_argument(
-        "--with-baseline", action="store_true", help="also train the backbone-only model of Table 3 and show its numbers"
-    )
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to change")
-    args = parser.parse_args(arguments)
-
-    start = time.perf_counter()
-    cfg, results = train_or_load(CONFIG, args.output, args.weights, args.opts)
-    seconds = time.perf_counter() - start
-    if args.with_baseline:
-        _, baseline = train_or_load(BASELINE, args.output / "baseline", "", args.opts)
-        results |= {f"{name} (backbone only)": numbers for name, numbers in baseline.items()}
-        write_json(args.output / RESULTS_FILE, results)
-
-    report = args.output / "report.html"
-    report.write_text(
-        render_report(
+    @staticmethod
+    def report(run: DemoRun) -> DemoReport:
+        run.results |= {f"{name} (backbone only)": numbers for name, numbers in run.baseline_results.items()}
+        return DemoReport(
             "Epsilon on the demo world",
-            _lead(cfg, args.weights, seconds),
-            _table(results),
+            _lead(run),
+            _table(run.results),
             _EXPLANATIONS,
-            [*_picture_sections(cfg, args.output), _next_section(cfg)],
-            {"All settings of this run": cfg.dump(), "All numbers": json.dumps(results, indent=2)},
-        ),
-        encoding="utf-8",
-    )
-    print(f"\n{format_multilabel_table(results)}\n\nreport: {report} ({time.perf_counter() - start:.0f} s altogether)")
-    return results
+            [*_picture_sections(run), _next_section(run)],
+            format_multilabel_table(run.results),
+        )
 
-
-# ---- the report ----
 
 _EXPLANATIONS = {
     "ZSL": "Labels are ranked among the unseen classes only.",
@@ -149,14 +69,16 @@ def chance() -> tuple[float, float]:
     return float(share[split.unseen_indices].mean()), float(share.mean())
 
 
-def _lead(cfg: CfgNode, weights: str, seconds: float) -> list[str]:
+def _lead(run: DemoRun) -> list[str]:
+    cfg = run.cfg
     name = cfg.DATASETS.TRAIN[0]
     zsl, gzsl = chance()
+    length = f"{cfg.SOLVER.MAX_EPOCHS} epochs of" if cfg.SOLVER.MAX_EPOCHS else f"{cfg.SOLVER.MAX_ITER} iterations on"
     effort = (
-        f"The weights were loaded from {weights}."
-        if weights
-        else f"It was trained for {cfg.SOLVER.MAX_EPOCHS} epochs of {len(DatasetCatalog.get(name))} images, and then "
-        f"evaluated, in {seconds:.0f} seconds."
+        f"The weights were loaded from {run.weights}."
+        if run.weights
+        else f"It was trained for {length} {len(DatasetCatalog.get(name))} images, and then evaluated, in "
+        f"{run.seconds:.0f} seconds."
     )
     return [
         "Multi-label zero-shot classification names everything that an image shows, also classes that no training label "
@@ -169,23 +91,24 @@ def _lead(cfg: CfgNode, weights: str, seconds: float) -> list[str]:
     ]
 
 
-def _picture_sections(cfg: CfgNode, output: Path) -> list[Section]:
+def _picture_sections(run: DemoRun) -> list[Section]:
     """The first test images that show an unseen class: their labels, and where the groups look in the first one."""
-    cfg = cfg.clone()
+    output, cfg = run.output, run.cfg.clone()
     cfg.defrost()
-    cfg.MODEL.EPSILON.TEST.RETURN_ATTENTION = True
-    predictor = Predictor(cfg)
+    cfg.MODEL.WEIGHTS = str(run.checkpoint)
+    predictor = EpsilonPredictor(cfg)
     split = predictor.vocabulary
     examples: list[LabelledImage] = []
     attention: list[Picture] = []
-    for record, image, found in predictions(predictor, example_records(TEST_SET, split, NUM_EXAMPLES)):
+    for record, image, tags in predictions(predictor, example_records(TEST_SET, split, NUM_EXAMPLES), attention=True):
         if not examples:
-            for module, groups in attention_by_module(found).items():
+            labels = spoken_labels(tags)
+            for module, groups in attention_by_module(tags).items():
                 path = output / f"{MODULES[module]}.png"
-                title, labels = f"where each group looks: {module}", spoken_labels(found, split)
+                title = f"where each group looks: {module}"
                 save_figure(attention_figure(image, groups, title=title, labels=labels), path)
                 attention.append(Picture(path, _ATTENTION_CAPTIONS[module], f"attention of the groups of {module}", 52))
-        examples.append(LabelledImage(image, found["scores"], present=record["positive_labels"].tolist()))
+        examples.append(LabelledImage(image, tags.scores, present=record["positive_labels"].tolist()))
     path = output / "labels.png"
     save_figure(top_labels_figure(examples, split, top_k=10), path)
     caption = (
@@ -205,17 +128,13 @@ _ATTENTION_CAPTIONS = {
 }
 
 
-def _next_section(cfg: CfgNode) -> Section:
+def _next_section(run: DemoRun) -> Section:
     return Section(
         "Going on",
         ["Labels of an image of your own, the same without the two modules (Table 3), or the page in the browser:"],
         commands=[
-            f"python -m epsilon_d2.predict image.png --weights {cfg.MODEL.WEIGHTS}",
-            "python -m epsilon_d2.demo --with-baseline",
-            "python -m epsilon_d2.web",
+            f"python -m zeroshot_d2 predict --model {run.checkpoint.parent} --input image.png",
+            "python -m zeroshot_d2 demo --system Epsilon --with-baseline",
+            "python -m zeroshot_d2 web",
         ],
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,7 @@ backbone, E length of the label vectors (the paper's d_w).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,13 @@ from epsilon_d2.modeling.criterion import Criterion
 from epsilon_d2.modeling.gfp import GlobalForwardPropagation
 from epsilon_d2.modeling.gpa import GroupPromptsAggregation
 from epsilon_d2.modeling.semantic_fuser import SemanticFuser, class_scores
+from zeroshot_d2.checkpoint import Knowledge
 from zeroshot_d2.class_split import ClassSplit
-from zeroshot_d2.clip_loader import create_clip, fingerprint
-from zeroshot_d2.frozen import guard_checkpoints
-from zeroshot_d2.label_embeddings import ClipTextEmbeddings, WordVectorEmbeddings, centred, get_templates
-from zeroshot_d2.vocabulary import split_of_dataset, training_vocabulary, vocabulary_of
+from zeroshot_d2.clip.loader import create_clip, fingerprint
+from zeroshot_d2.clip.text import ClipTextEmbeddings, get_templates
+from zeroshot_d2.frozen import leave_out_frozen
+from zeroshot_d2.vocabulary import is_registered, split_of_dataset, training_vocabulary, vocabulary_of
+from zeroshot_d2.word_vectors import WordVectorEmbeddings, centred
 
 LabelEmbeddings = Callable[[Sequence[str]], Tensor]
 
@@ -68,7 +70,8 @@ class Epsilon(nn.Module):
         label_embeddings: LabelEmbeddings,
         label_mean: Tensor,
         frozen_record: dict[str, dict[str, str]],
-        default_dataset: str | None,
+        trained_classes: Collection[str],
+        default_vocabulary: ClassSplit | None,
         image_size: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -84,10 +87,11 @@ class Epsilon(nn.Module):
             label_embeddings: prompts -> unit vectors (K, E).
             label_mean: (E,), subtracted from all label vectors; zeros leave them as they are.
             frozen_record: what backbone and label vectors are; written into checkpoints and compared when one is loaded.
-            default_dataset: whose vocabulary inputs get that name neither a data set nor a vocabulary.
+            trained_classes: names and prompt texts of the classes that the model is trained on.
+            default_vocabulary: of inputs that name neither a data set nor a vocabulary.
             image_size: S.
             pixel_mean, pixel_std: per channel.
-            return_attention: also return where the groups look.
+            return_attention: also return where the groups look, unless a call of :meth:`inference` says otherwise.
         """
         super().__init__()
         self.backbone = backbone
@@ -95,13 +99,14 @@ class Epsilon(nn.Module):
         self.semantic_fuser = semantic_fuser
         self.criterion = criterion
         self.label_embeddings = label_embeddings
-        self.default_dataset = default_dataset
+        self.trained_classes = frozenset(trained_classes)
+        self.default_vocabulary = default_vocabulary
         self.image_size = image_size
         self.return_attention = return_attention
         self.register_buffer("label_mean", label_mean)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        guard_checkpoints(self, ["backbone"], frozen_record)
+        leave_out_frozen(self, ["backbone"], frozen_record)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -109,10 +114,22 @@ class Epsilon(nn.Module):
         backbone = build_backbone(cfg)
         _check_pixel_stats(backbone, cfg)
         label_embeddings, label_record = build_label_embeddings(cfg)
-        prompts = [split_of_dataset(name).prompts for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]]
-        if not prompts:
+        record = {
+            "backbone": {
+                "class": cfg.MODEL.BACKBONE.NAME,
+                "name": epsilon.BACKBONE.NAME,
+                "pretrained": epsilon.BACKBONE.PRETRAINED,
+                "sha256": backbone.identity if isinstance(backbone, FrozenViT) else fingerprint(backbone),
+            },
+            "label embeddings": label_record,
+        }
+        knowledge = Knowledge.of_config(cfg, record)
+        splits = [split_of_dataset(name) for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if is_registered(name)]
+        if not splits and knowledge.vocabulary is not None:
+            splits = [knowledge.vocabulary]
+        if not splits:
             raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: Epsilon needs the vocabulary of one of them")
-        training_vectors = label_embeddings(prompts[0])
+        training_vectors = label_embeddings(splits[0].prompts)
         label_width = training_vectors.shape[1]
         centre = epsilon.LABEL_EMBEDDINGS.CENTRE
 
@@ -143,17 +160,10 @@ class Epsilon(nn.Module):
             "criterion": Criterion(reg_weight=epsilon.LOSS.LAMBDA, rank_form=epsilon.LOSS.RANK_FORM),
             "label_embeddings": label_embeddings,
             "label_mean": training_vectors.mean(dim=0) if centre else torch.zeros(label_width),
-            "frozen_record": {
-                "backbone": {
-                    "class": cfg.MODEL.BACKBONE.NAME,
-                    "name": epsilon.BACKBONE.NAME,
-                    "pretrained": epsilon.BACKBONE.PRETRAINED,
-                    "sha256": backbone.identity if isinstance(backbone, FrozenViT) else fingerprint(backbone),
-                },
-                "label embeddings": label_record,
-            },
-            "default_dataset": cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else None,
-            "image_size": epsilon.IMAGE_SIZE,
+            "frozen_record": record,
+            "trained_classes": knowledge.trained,
+            "default_vocabulary": knowledge.vocabulary,
+            "image_size": cfg.INPUT.IMAGE_SIZE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "return_attention": epsilon.TEST.RETURN_ATTENTION,
@@ -171,21 +181,38 @@ class Epsilon(nn.Module):
                 * ``image``: (3, H, W) in the format of cfg.INPUT.FORMAT; other sizes than (S, S) are squeezed to it;
                 * ``positive_labels``: indices of the classes present, for training; all others count as absent;
                 * ``vocabulary``: class names or a ClassSplit; else ``dataset_name``: a registered data set, whose vocabulary
-                  is used; else that of cfg.DATASETS.TEST[0].
+                  is used; else the model's default vocabulary.
 
         Returns:
-            in training a dict of weighted losses; otherwise a dict per image with ``scores`` (K,), one per class of the
-            vocabulary in its order, and, when asked for, ``group_attention`` and ``global_attention`` (G, h, w): the share
-            of each patch in what a group sees, without [CLS]; and ``group_of_class`` (K,): which group gave each score.
+            in training a dict of weighted losses; otherwise what :meth:`inference` returns.
         """
-        semantics = self.extract_semantics(torch.stack([self._prepare(inputs["image"]) for inputs in batched_inputs]))
-        if self.training:
-            vocabulary = training_vocabulary(batched_inputs, self.default_dataset)
-            positive = positive_matrix([inputs["positive_labels"] for inputs in batched_inputs], len(vocabulary))
-            return self.criterion(semantics.vectors, self.label_vectors(vocabulary), positive.to(self.device))
-        vocabularies = [vocabulary_of(inputs, self.default_dataset) for inputs in batched_inputs]
+        if not self.training:
+            return self.inference(batched_inputs)
+        semantics = self._semantics_of(batched_inputs)
+        vocabulary = training_vocabulary(batched_inputs, self.default_vocabulary)
+        positive = positive_matrix([inputs["positive_labels"] for inputs in batched_inputs], len(vocabulary))
+        return self.criterion(semantics.vectors, self.label_vectors(vocabulary), positive.to(self.device))
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict[str, Any]], *, attention: bool | None = None) -> list[dict[str, Tensor]]:
+        """
+        Args:
+            batched_inputs: as for :meth:`forward`.
+            attention: whether to return where the groups look; by default what the config says.
+
+        Returns:
+            a dict per image with ``scores`` (K,), one per class of the vocabulary in its order, and, when asked for,
+            ``group_attention`` and ``global_attention`` (G, h, w): the share of each patch in what a group sees, without
+            [CLS]; and ``group_of_class`` (K,): which group gave each score.
+        """
+        attention = self.return_attention if attention is None else attention
+        semantics = self._semantics_of(batched_inputs)
+        vocabularies = [vocabulary_of(inputs, self.default_vocabulary) for inputs in batched_inputs]
         vectors = {vocabulary: self.label_vectors(vocabulary) for vocabulary in set(vocabularies)}
-        return [self._classify(semantics, i, vectors[vocabulary]) for i, vocabulary in enumerate(vocabularies)]
+        return [self._classify(semantics, i, vectors[vocabulary], attention) for i, vocabulary in enumerate(vocabularies)]
+
+    def _semantics_of(self, batched_inputs: list[dict[str, Any]]) -> Semantics:
+        return self.extract_semantics(torch.stack([self._prepare(inputs["image"]) for inputs in batched_inputs]))
 
     def extract_semantics(self, images: Tensor) -> Semantics:
         """Everything that does not depend on a vocabulary: ``images`` (N, 3, S, S), normalised."""
@@ -206,11 +233,11 @@ class Epsilon(nn.Module):
         """(K, E) of a vocabulary, in its order."""
         return centred(self.label_embeddings(vocabulary.prompts).to(self.device), self.label_mean)
 
-    def _classify(self, semantics: Semantics, index: int, label_vectors: Tensor) -> dict[str, Tensor]:
+    def _classify(self, semantics: Semantics, index: int, label_vectors: Tensor, with_attention: bool) -> dict[str, Tensor]:
         """The output of one image of the batch; ``label_vectors`` (K, E)."""
         vectors = semantics.vectors[index].float()
         result = {"scores": class_scores(vectors[None], label_vectors)[0]}
-        if self.return_attention:
+        if with_attention:
             result["group_of_class"] = (vectors @ label_vectors.T).argmax(dim=0)
             for name in ("group_attention", "global_attention"):
                 attention = getattr(semantics, name)

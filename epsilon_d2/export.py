@@ -1,11 +1,8 @@
-"""Export to ONNX or torch.export: one tensor of images in, label scores out.
+"""Epsilon as ONNX or torch.export: one tensor of images in, a score per label out.
 
-    python -m epsilon_d2.export --config-file configs/demo/epsilon.yaml --weights output/demo/epsilon/model_final.pth \
-        --format onnx --labels names.txt --output model.onnx
-
-The label vectors are baked in, or with ``--vocabulary-input`` a second input carries them. The number of images stays free;
-their size is the one that the backbone was built for, see :func:`prepare_image`. The file is then run beside the model
-itself, and the two are compared.
+The label vectors are baked in, or a second input carries them. The number of images stays free; their size is the one that
+the backbone was built for, see :func:`prepare_image`. The file is then run beside the model itself, and the two are
+compared.
 
 Shapes: N images, K classes, E length of the label vectors, S side of the image, (H, W) a photo.
 """
@@ -28,10 +25,9 @@ from torchvision.transforms.v2 import functional as transforms
 
 from epsilon_d2.epsilon import Epsilon
 from epsilon_d2.modeling.semantic_fuser import class_scores
-from epsilon_d2.predict import CONFIG, Predictor, load_config, read_names
+from epsilon_d2.predictor import EpsilonPredictor
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.export import (
-    FORMATS,
     TOLERANCE,
     check_difference,
     check_path,
@@ -42,7 +38,6 @@ from zeroshot_d2.export import (
     trace,
     write,
 )
-from zeroshot_d2.vocabulary import split_of_dataset
 
 # The entry of ONNX's metadata and the name of torch.export's extra file under which the description stands.
 DESCRIPTION_KEY = "epsilon.json"
@@ -128,9 +123,7 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     return read_metadata(path, DESCRIPTION_KEY)
 
 
-def examples(
-    model: Epsilon, vocabularies: Sequence[ClassSplit], baked: bool
-) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+def examples(model: Epsilon, vocabularies: Sequence[ClassSplit], baked: bool) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Several numbers of random images, and what the model itself returns for them.
 
     Args:
@@ -148,7 +141,7 @@ def examples(
         yield {"images": images, **({} if baked else vocabulary_inputs(model, vocabulary))}, expected
 
 
-def export(predictor: Predictor, path: Path, *, file_format: str, vocabulary_input: bool = False) -> float:
+def export(predictor: EpsilonPredictor, path: Path, *, file_format: str, vocabulary_input: bool = False) -> float:
     """Export a predictor's model with its vocabulary, and compare the file with the model.
 
     Args:
@@ -168,7 +161,7 @@ def export(predictor: Predictor, path: Path, *, file_format: str, vocabulary_inp
     model, vocabulary = predictor.model, predictor.vocabulary
     program = ExportableEpsilon(model, None if vocabulary_input else vocabulary).eval()
     description = Description(
-        input_format=predictor.image_format,
+        input_format=predictor.cfg.INPUT.FORMAT,
         image_size=model.image_size,
         label_width=len(model.label_mean),
         names=None if vocabulary_input else vocabulary.names,
@@ -182,43 +175,23 @@ def export(predictor: Predictor, path: Path, *, file_format: str, vocabulary_inp
         save_vocabulary(path, vocabulary.names, vocabulary_inputs(model, vocabulary))
         inputs["label_vectors"] = torch.zeros(2, len(model.label_mean), device=model.device)
         shapes["label_vectors"] = {0: Dim("k")}
-        if model.default_dataset is not None:
-            vocabularies.append(split_of_dataset(model.default_dataset))
+        if predictor.default_vocabulary is not None:
+            vocabularies.append(predictor.default_vocabulary)
     run = write(trace(program, inputs, shapes), path, file_format, asdict(description), DESCRIPTION_KEY)
     difference = largest_difference(run, examples(model, vocabularies, baked=not vocabulary_input), greatest_difference)
     check_difference(difference, TOLERANCE, path)
     return difference
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run with the command-line arguments ``argv``.
+class Exporter:
+    """See :class:`zeroshot_d2.commands.export.Exporter`."""
 
-    Raises:
-        FileNotFoundError: the config, the weights or the labels do not exist.
-        ValueError: as :func:`export`, or the labels are faulty.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m epsilon_d2.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", type=Path, default=CONFIG)
-    parser.add_argument("--weights", default="", help="default: model_final.pth in the config's OUTPUT_DIR")
-    parser.add_argument("--format", choices=list(FORMATS), default="onnx")
-    parser.add_argument("--output", required=True, type=Path, help="the file, ending with .onnx or .pt2")
-    parser.add_argument("--labels", type=Path, help="text file with a name per line, instead of the test set's")
-    parser.add_argument(
-        "--vocabulary-input", action="store_true", help="make the label vectors an input instead of baking them in"
-    )
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to change")
-    args = parser.parse_args(argv)
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """None."""
 
-    cfg = load_config(args.config_file, args.weights, args.opts)
-    predictor = Predictor(cfg, None if args.labels is None else read_names(args.labels))
-    difference = export(predictor, args.output, file_format=args.format, vocabulary_input=args.vocabulary_input)
-    print(
-        f"{args.output}: {len(predictor.vocabulary)} labels {'as input' if args.vocabulary_input else 'baked in'}; "
-        f"greatest difference of scores from PyTorch: {difference:.1g}"
-    )
-
-
-if __name__ == "__main__":
-    main()
+    @staticmethod
+    def export(predictor: EpsilonPredictor, args: argparse.Namespace) -> str:
+        """Write ``args.output``; says how far it is from the model."""
+        difference = export(predictor, args.output, file_format=args.format, vocabulary_input=args.vocabulary_input)
+        return f"greatest difference of scores from PyTorch: {difference:.1g}"

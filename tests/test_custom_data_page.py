@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from zeroshot_d2 import IGNORE_LABEL, read_label
-from zeroshot_d2.datasets.__main__ import main
+from zeroshot_d2.commands.check import main
 
 REPOSITORY = Path(__file__).parents[1]
 CAMVID = REPOSITORY.parent / "shared" / "data" / "camvid"

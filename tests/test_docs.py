@@ -409,9 +409,7 @@ def forgotten_data_sets() -> Iterator[None]:
         MetadataCatalog.remove(name)
 
 
-def test_the_script_for_data_of_ones_own(
-    forgotten_data_sets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_script_for_data_of_ones_own(forgotten_data_sets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/camvid_example.py on a CamVid of two images, with a model of the demo's size."""
     for part, values in (("train", [0, 3, 8, 11]), ("val", [1, 5, 7, 10])):
         for kind, pixels in (("images", np.zeros((64, 64, 3))), ("labels", np.repeat(values, 1024).reshape(64, 64))):

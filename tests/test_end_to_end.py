@@ -85,7 +85,7 @@ def _losses_of_a_run(folder: Path, processes: int) -> dict[str, float]:
 
 
 def test_frozen_weights_stay_as_they_are(tmp_path: Path, short_sets: tuple[str, str]) -> None:
-    from zeroshot_d2.clip_loader import BUNDLED, DEMO_CLIP_NAME, create_clip
+    from zeroshot_d2.clip.loader import BUNDLED, DEMO_CLIP_NAME, create_clip
 
     trained: list[Any] = []
 

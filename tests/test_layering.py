@@ -65,9 +65,7 @@ def test_arrows_between_packages(package: str) -> None:
     forbidden = USERS | set(SYSTEMS) | {SHARED}
     forbidden -= {package, SHARED} if package in SYSTEMS else {SHARED}
     # The data registration code of the shared package is a folder of the same name as the scripts at the top.
-    wrong = {
-        (module_name(path), name) for path in sources(package) for name in imports_of(path) if top(name) in forbidden
-    }
+    wrong = {(module_name(path), name) for path in sources(package) for name in imports_of(path) if top(name) in forbidden}
     assert wrong - THE_PAGE_SHOWS_BOTH == set()
 
 
@@ -83,7 +81,8 @@ def test_rooms_import_neither_the_meta_architecture_nor_config_data_or_evaluatio
         for name in imports_of(path)
         if any(name == module or name.startswith(module + ".") for module in forbidden)
         # The system's __init__ re-exports the meta-architecture, so a room may not import from there either.
-        or name.rpartition(".")[0] == system and not (ROOT / system / name.split(".")[1]).exists()
+        or name.rpartition(".")[0] == system
+        and not (ROOT / system / name.split(".")[1]).exists()
         and not (ROOT / system / (name.split(".")[1] + ".py")).exists()
     }
     assert wrong == set()

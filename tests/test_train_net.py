@@ -12,8 +12,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 
 import train_net
-from alignzeg_d2.evaluation import OracleEvaluator, ZeroShotSemSegEvaluator
+from alignzeg_d2.oracle import OracleEvaluator
 from zeroshot_d2.demo_world import register_demo_world
+from zeroshot_d2.segmentation.evaluation import ZeroShotSemSegEvaluator
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -76,16 +77,12 @@ def train(output_dir: Path, monkeypatch: pytest.MonkeyPatch, *flags: str, stop_a
     return losses
 
 
-def test_alignzeg_resumes_with_the_losses_of_an_uninterrupted_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_alignzeg_resumes_with_the_losses_of_an_uninterrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register_demo_world("small_world", seed=11, num_images=12, vocabulary="seen")
     whole = train(tmp_path / "whole", monkeypatch)
     assert len(whole) == 4
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
         train(tmp_path / "stopped", patch, stop_after=2)
     assert train(tmp_path / "stopped", monkeypatch, "--resume") == whole[2:]
-    weights = [
-        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("whole", "stopped")
-    ]
+    weights = [torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("whole", "stopped")]
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)

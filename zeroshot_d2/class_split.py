@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+Vocabulary = Literal["all", "seen", "unseen"]
+"""The part of a split that a data set's vocabulary holds."""
 
 BoolArray = npt.NDArray[np.bool_]
 IndexArray = npt.NDArray[np.int64]
@@ -148,6 +152,61 @@ class ClassSplit:
             ValueError: no class is unseen.
         """
         return self._subset(self.unseen_mask, f"no class is unseen: list some of {self._excerpt()} as `unseen`")
+
+    def restricted_to(self, vocabulary: Vocabulary) -> ClassSplit:
+        """Everything, the seen classes alone, or the unseen ones alone.
+
+        Raises:
+            ValueError: no such vocabulary, or it would be empty.
+        """
+        if vocabulary == "all":
+            return self
+        if vocabulary == "seen":
+            return self.only_seen()
+        if vocabulary == "unseen":
+            return self.only_unseen()
+        raise ValueError(f"vocabulary must be one of {get_args(Vocabulary)}, got {vocabulary!r}")
+
+    @property
+    def texts(self) -> frozenset[str]:
+        """All names and prompt texts: what a model that is trained on this vocabulary knows."""
+        return frozenset((*self.names, *(synonym for synonyms in self.synonyms for synonym in synonyms)))
+
+    def with_unseen(self, trained: Collection[str], also: Iterable[str] = ()) -> ClassSplit:
+        """This vocabulary with its unseen classes for a model: those it was not trained on, and those called unseen.
+
+        Args:
+            trained: names and prompt texts of the classes that the model was trained on, see :meth:`trained_mask`.
+            also: names that count as unseen too, beside the split's own unseen ones.
+
+        Raises:
+            ValueError: a name of ``also`` is not in the vocabulary.
+        """
+        marked = {*self.unseen, *also}
+        unknown = sorted(marked.difference(self.names))
+        if unknown:
+            raise ValueError(f"unseen classes {unknown} are not in the vocabulary: {self._excerpt()}")
+        known = self.trained_mask(trained)
+        return replace(
+            self,
+            unseen=tuple(name for name, is_known in zip(self.names, known, strict=True) if name in marked or not is_known),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lists of strings that JSON and a checkpoint can hold; :meth:`from_dict` reads them."""
+        return {field: list(getattr(self, field)) for field in ("names", "unseen", "prompts", "aliases")}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> ClassSplit:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: a field is missing, or as the constructor.
+        """
+        missing = [field for field in ("names", "unseen", "prompts", "aliases") if field not in content]
+        if missing:
+            raise ValueError(f"a stored vocabulary lacks {missing}; it has {sorted(content)}")
+        return cls(**{field: tuple(content[field]) for field in ("names", "unseen", "prompts", "aliases")})
 
     def trained_mask(self, trained: Collection[str]) -> BoolArray:
         """(K,) bool, True where a model trained on the classes ``trained`` already knows the class.

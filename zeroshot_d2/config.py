@@ -1,14 +1,20 @@
-"""The config keys of the trainer, shared by both systems. Detectron2's own keys keep their meaning."""
+"""The config keys of the trainer, shared by all systems. Detectron2's own keys keep their meaning."""
 
 from __future__ import annotations
 
+import torch
 from detectron2.config import CfgNode
+
+from .images import MAX_PIXELS
 
 
 def add_trainer_config(cfg: CfgNode) -> None:
-    """Add the trainer's keys to ``cfg`` in place. Both systems call it; a second call changes nothing."""
+    """Add the trainer's keys to ``cfg`` in place. Every task calls it; a second call changes nothing."""
     if "OPTIMIZER" in cfg.SOLVER:
         return
+
+    # Detectron2 has "cuda" whatever the machine.
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
     # ---- optimiser ----
     # "ADAMW", "ADAM" or "SGD" (SOLVER.MOMENTUM and SOLVER.NESTEROV count for SGD only).
@@ -34,6 +40,8 @@ def add_trainer_config(cfg: CfgNode) -> None:
     # False: an image or label that cannot be read ends the run with an error that names the file.
     # True: training replaces it by another image, counts it and logs its name. Evaluation never skips an image.
     cfg.INPUT.SKIP_UNREADABLE = False
+    # Files with more pixels (width times height) are refused.
+    cfg.INPUT.MAX_PIXELS = MAX_PIXELS
     # Batches of similar aspect ratio would depend on the number of processes, so the trainer refuses True.
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     # Images per process and step of the evaluation.

@@ -1,4 +1,4 @@
-"""Export to ONNX or torch.export, as far as both systems do the same: tracing, writing, describing, comparing.
+"""Export to ONNX or torch.export, as far as all systems do the same: tracing, writing, describing, comparing.
 
 What is exported is a module that takes tensors by name and returns one tensor. A system adds that module, a description of
 what a user of the file must know, and examples of what its model itself returns.
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from .storage import whole_file
+
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2"}
-# Greatest difference from the model's own scores, which are of order 1 in both systems. The kernels of two runtimes round
+# Greatest difference from the model's own scores, which are of order 1 in all systems. The kernels of two runtimes round
 # differently, and what follows multiplies that: by 100 in the case of CLIP's logit scale.
 TOLERANCE = 1e-3
 
@@ -83,13 +85,13 @@ def write(
     Raises:
         ModuleNotFoundError: ONNX without the packages of the extra "export".
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     writer = _write_onnx if file_format == "onnx" else _write_torch_export
     return writer(exported, path, description, description_key)
 
 
 def _write_torch_export(exported: ExportedProgram, path: Path, description: Mapping[str, Any], key: str) -> Run:
-    torch.export.save(exported, path, extra_files={key: json.dumps(description)})
+    with whole_file(path) as temporary:
+        torch.export.save(exported, temporary, extra_files={key: json.dumps(description)})
     loaded = torch.export.load(path).module()
     return lambda inputs: loaded(**inputs)
 
@@ -106,7 +108,8 @@ def _write_onnx(exported: ExportedProgram, path: Path, description: Mapping[str,
     assert converted is not None
     converted.model.graph.outputs[0].name = description["output"]
     converted.model.metadata_props[key] = json.dumps(description)
-    converted.save(str(path))
+    with whole_file(path) as temporary:
+        converted.save(str(temporary))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(inputs: Mapping[str, Tensor]) -> Tensor:
@@ -139,9 +142,9 @@ def read_metadata(path: str | os.PathLike[str], description_key: str) -> dict[st
 def save_vocabulary(path: Path, names: Sequence[str], inputs: Mapping[str, Tensor]) -> None:
     """Write what a vocabulary that is an input consists of beside the program at ``path``, with the ending
     .vocabulary.npz: its ``names``, and the ``inputs`` by name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in inputs.items()}
-    np.savez(path.with_suffix(".vocabulary.npz"), names=np.array(names), **arrays)
+    with whole_file(path.with_suffix(".vocabulary.npz")) as temporary:
+        np.savez(temporary, names=np.array(names), **arrays)
 
 
 def largest_difference(

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.engine import launch as launch_d2
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from .trainer import Results, Trainer, with_seed
+from .checkpoint import Checkpointer
+from .cli import find_config, load_config
+from .system import all_systems
+from .trainer import Results, Trainer, check_datasets, with_seed
 
 logger = logging.getLogger(__name__)
 
-# Names only, nothing of the systems is imported: their log lines go where Detectron2's go.
-LOGGED_PACKAGES = ("zeroshot_d2", "alignzeg_d2", "epsilon_d2")
 # What torchrun sets in the environment of each process that it starts.
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -62,32 +62,29 @@ def _join_torchrun() -> None:
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
-def setup(args: argparse.Namespace, *add_configs: Callable[[CfgNode], None]) -> CfgNode:
-    """The frozen config of a run: Detectron2's defaults, the systems' keys, the file, the command line.
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a run: that of :func:`zeroshot_d2.cli.load_config`, with a seed.
 
     It also sets up logging, writes ``OUTPUT_DIR/config.yaml``, and seeds.
 
+    Args:
+        args: ``config_file``, ``opts``, ``modules``, ``resume`` and ``eval_only``.
+
     Raises:
-        ValueError: without ``--config-file``.
-        FileNotFoundError: when that file does not exist.
+        ValueError: without ``--config-file``; a data set is not registered or for another task; as ``load_config``.
+        FileNotFoundError: the config does not exist.
     """
     if not args.config_file:
-        raise ValueError("--config-file is missing; configs/ holds one per dataset, for example coco/alignzeg.yaml")
-    if not Path(args.config_file).is_file():
-        raise FileNotFoundError(f"--config-file {args.config_file} does not exist (looked for it from {Path.cwd()})")
-    cfg = get_cfg()
-    for add_config in add_configs:
-        add_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+        raise ValueError("--config-file is missing; there is one per data set, for example coco/alignzeg.yaml")
+    args.config_file = str(find_config(args.config_file))  # default_setup logs its content
+    cfg = load_config(args.config_file, args.opts, modules=args.modules)
+    check_datasets(cfg)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and "OMP_NUM_THREADS" not in os.environ:
         # Otherwise each process would start as many threads as there are cores, and they would slow each other down.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
     if cfg.SEED < 0 and (args.resume or args.eval_only):
         cfg.SEED = _recorded_seed(Path(cfg.OUTPUT_DIR))
-    for name in LOGGED_PACKAGES:  # default_setup does the same for Detectron2 and fvcore
+    for name in sorted({"zeroshot_d2", *(system.package for system in all_systems())}):  # default_setup sets up Detectron2's
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     cfg = with_seed(cfg)
     cfg.freeze()
@@ -121,17 +118,23 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
             "--eval-only needs weights: add `MODEL.WEIGHTS path`, or `--resume` for the last checkpoint in "
             f"OUTPUT_DIR ({cfg.OUTPUT_DIR}), or `MODEL.WEIGHTS ''` to evaluate random weights on purpose"
         )
-    if weights and "://" not in weights and not Path(weights.partition("?")[0]).is_file():
+    if "://" in weights:
+        raise ValueError(f"MODEL.WEIGHTS {weights} is an address: download the file, look it over, and give its path")
+    if weights and not Path(weights).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist (looked for it from {Path.cwd()})")
 
 
-def run(args: argparse.Namespace, trainer_class: type[Trainer], *add_configs: Callable[[CfgNode], None]) -> Results:
+def run(args: argparse.Namespace, trainer_class: type[Trainer] = Trainer) -> Results:
     """Train and then evaluate, or evaluate only: what one process of ``train_net.py`` does.
+
+    Args:
+        args: as :func:`setup`.
+        trainer_class: for programs with a trainer of their own.
 
     Returns:
         {dataset: metrics} on the main process; {} on the others and without DATASETS.TEST.
     """
-    cfg = setup(args, *add_configs)
+    cfg = setup(args)
     check_weights(cfg, args)
     if args.eval_only:
         return evaluate(cfg, trainer_class, resume=args.resume)
@@ -140,8 +143,8 @@ def run(args: argparse.Namespace, trainer_class: type[Trainer], *add_configs: Ca
     return trainer.train() or {}
 
 
-def evaluate(cfg: CfgNode, trainer_class: type[Trainer], *, resume: bool = False) -> Results:
+def evaluate(cfg: CfgNode, trainer_class: type[Trainer] = Trainer, *, resume: bool = False) -> Results:
     """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint of OUTPUT_DIR, on DATASETS.TEST."""
     model = trainer_class.build_model(cfg)
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     return trainer_class.test(cfg, model)

@@ -46,8 +46,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         parameter
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.requires_grad
-        and (isinstance(module, nn.Embedding) or name in cfg.SOLVER.WEIGHT_DECAY_EMBED_NAMES)
+        if parameter.requires_grad and (isinstance(module, nn.Embedding) or name in cfg.SOLVER.WEIGHT_DECAY_EMBED_NAMES)
     ]
     if embeddings:  # a later group overrides an earlier one
         groups = reduce_param_groups([*groups, {"params": embeddings, "weight_decay": cfg.SOLVER.WEIGHT_DECAY_EMBED}])

@@ -1,30 +1,28 @@
-"""One trainer for both systems: Detectron2's, with a repeatable data stream and results that name their protocol.
+"""One trainer for all systems: Detectron2's, with a repeatable data stream and results that name their protocol.
 
-A system is plugged in by two look-ups that ``train_net.py`` fills: mappers by meta-architecture, and evaluators by the
-``evaluator_type`` of a dataset.
+The mapper and the evaluator are those of the config's system, see :mod:`zeroshot_d2.system`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
+    DatasetFromList,
+    MapDataset,
     MetadataCatalog,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.samplers import InferenceSampler
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -40,8 +38,11 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .checkpoint import Checkpointer, ModelRecord
 from .solver import build_lr_scheduler, build_optimizer, epochs_to_iterations
-from .training_stream import DatasetDict, Mapper, Sample, TrainingLoader, seed_iteration
+from .storage import write_json
+from .system import TASKS, System, find_system
+from .training_stream import DatasetDict, Mapper, Sample, TrainingLoader, WorkerDataset, seed_iteration
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +51,12 @@ RESULTS_FILE = "results.json"
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's ``DefaultTrainer`` for both systems, on GPUs or on a CPU, in one or several processes.
+    """Detectron2's ``DefaultTrainer`` for all systems, on GPUs or on a CPU, in one or several processes.
 
-    What differs: samples and random numbers depend on ``SEED`` and the iteration only (see ``training_stream.py``), so
-    a resumed run has the losses of an uninterrupted one, and the number of processes changes no batch. Batches of
-    several images at evaluation. Results go to ``OUTPUT_DIR/results.json``.
-
-    Attributes:
-        mappers: meta-architecture name -> mapper class, called with (cfg, is_train=...).
-        evaluators: ``evaluator_type`` of a dataset -> function (cfg, dataset name) -> evaluator, whose ``evaluate``
-            prints a table that names its protocol.
+    Samples and random numbers depend on ``SEED`` and the iteration only (see ``training_stream.py``), so a resumed run has
+    the losses of an uninterrupted one, and the number of processes changes no batch. Evaluation runs in batches of several
+    images. Results go to ``OUTPUT_DIR/results.json``.
     """
-
-    mappers: ClassVar[Mapping[str, Callable[..., Mapper]]] = {}
-    evaluators: ClassVar[Mapping[str, Callable[[CfgNode, str], DatasetEvaluator]]] = {}
 
     def __init__(self, cfg: CfgNode) -> None:
         # DefaultTrainer.__init__ wraps the model for GPUs only and knows neither epochs nor our loader. The same
@@ -71,17 +64,21 @@ class Trainer(DefaultTrainer):
         super(DefaultTrainer, self).__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        check_datasets(cfg)
         cfg = DefaultTrainer.auto_scale_workers(with_seed(cfg), comm.get_world_size())
         seed_all_rng(cfg.SEED)
 
         model = self.build_model(cfg)
+        record = ModelRecord.for_training(cfg, model)
+        if hasattr(model, "trained_classes"):
+            model.trained_classes = frozenset(record.trained)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         cfg = epochs_to_iterations(cfg, data_loader.num_images)
         model = distribute(model)
         self._trainer = _build_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, record=record, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -120,9 +117,7 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_lr_scheduler(
-        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
-    ) -> torch.optim.lr_scheduler.LRScheduler:
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
@@ -137,7 +132,6 @@ class Trainer(DefaultTrainer):
                 "DATALOADER.ASPECT_RATIO_GROUPING True is not supported: batches would depend on the number of "
                 "processes; set it to False"
             )
-        _check_registered("DATASETS.TRAIN", cfg.DATASETS.TRAIN)
         return TrainingLoader(
             get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS),
             cls.build_mapper(cfg, is_train=True),
@@ -150,26 +144,26 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader[list[Sample]]:
         """Batches of ``TEST.IMS_PER_BATCH`` images, each image once, shared out over the processes."""
-        _check_registered("DATASETS.TEST", [dataset_name])
+        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        if isinstance(records, list):
+            records = DatasetFromList(records, copy=False)
         return build_detection_test_loader(
-            get_detection_dataset_dicts(dataset_name, filter_empty=False),
-            mapper=_Strict(cls.build_mapper(cfg, is_train=False)),
+            WorkerDataset(MapDataset(records, _Strict(cls.build_mapper(cfg, is_train=False)))),
+            mapper=None,
+            sampler=InferenceSampler(len(records)),
             batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
     @classmethod
     def build_mapper(cls, cfg: CfgNode, *, is_train: bool) -> Mapper:
-        """The mapper of ``MODEL.META_ARCHITECTURE``."""
-        mapper = _look_up(cls.mappers, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
-        return mapper(cfg, is_train=is_train)
+        """The mapper of the config's system."""
+        return find_system(cfg.MODEL.META_ARCHITECTURE).part("mapper")(cfg, is_train=is_train)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator of the ``evaluator_type`` that the dataset was registered with."""
-        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        build = _look_up(cls.evaluators, evaluator_type, f"evaluator_type of dataset {dataset_name!r}")
-        return build(cfg, dataset_name)
+        """The evaluator of the config's system for a data set."""
+        return find_system(cfg.MODEL.META_ARCHITECTURE).part("evaluator")(cfg, dataset_name)
 
     @classmethod
     def test(
@@ -186,6 +180,7 @@ class Trainer(DefaultTrainer):
             raise ValueError(f"{len(evaluators)} evaluator(s) for the datasets of DATASETS.TEST {cfg.DATASETS.TEST}")
         if not cfg.DATASETS.TEST:
             raise ValueError("DATASETS.TEST is empty: there is nothing to evaluate on")
+        check_datasets(cfg)
         results: Results = {}
         for index, dataset_name in enumerate(cfg.DATASETS.TEST):
             data_loader = cls.build_test_loader(cfg, dataset_name)
@@ -274,16 +269,32 @@ def _build_step(
     return AMPTrainer(model, data_loader, optimizer, grad_scaler=torch.amp.GradScaler("cuda"))
 
 
-def _look_up(table: Mapping[str, Any], key: str | None, what: str) -> Any:
-    if key is None or key not in table:
-        raise ValueError(f"{what} is {key!r}; the trainer knows {sorted(table)}")
-    return table[key]
+def check_datasets(cfg: CfgNode) -> None:
+    """Look at what a config trains and evaluates on, before anything is built.
+
+    Raises:
+        ValueError: a data set is not registered, or is for another task than the config's system.
+    """
+    system = find_system(cfg.MODEL.META_ARCHITECTURE)
+    for key, names in (("DATASETS.TRAIN", cfg.DATASETS.TRAIN), ("DATASETS.TEST", cfg.DATASETS.TEST)):
+        for name in names:
+            if name not in DatasetCatalog:
+                raise ValueError(
+                    f"{key}: no data set {name!r} is registered: `--import FILE` runs the file that registers it; there are "
+                    f"{', '.join(sorted(fitting_datasets(system)))}"
+                )
+            kind = MetadataCatalog.get(name).get("evaluator_type")
+            if kind != TASKS[system.task].evaluator_type:
+                raise ValueError(
+                    f"{key}: the data set {name!r} is of type {kind!r}, {system.name} is for {system.task}; it takes "
+                    f"{', '.join(sorted(fitting_datasets(system)))}"
+                )
 
 
-def _check_registered(key: str, names: list[str] | tuple[str, ...]) -> None:
-    missing = [name for name in names if name not in DatasetCatalog]
-    if missing:
-        raise ValueError(f"{key}: {missing} not registered; registered datasets are {sorted(DatasetCatalog)}")
+def fitting_datasets(system: System) -> list[str]:
+    """The registered data sets of a system's task."""
+    wanted = TASKS[system.task].evaluator_type
+    return [name for name in DatasetCatalog if MetadataCatalog.get(name).get("evaluator_type") == wanted]
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -293,20 +304,3 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         for key, value in metrics.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON, NaN as null, in one step, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _without_nan(value: Any) -> Any:
-    """``value`` with None for every NaN: JSON has no NaN, and evaluators of Detectron2 report absent classes as NaN."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

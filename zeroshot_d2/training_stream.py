@@ -22,6 +22,8 @@ from detectron2.data.build import build_batch_data_loader
 from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
+from .system import WithImports
+
 logger = logging.getLogger(__name__)
 
 DatasetDict = dict[str, Any]
@@ -130,6 +132,19 @@ class SampleStream(Dataset[tuple[Sample, list[str]]]):
         raise ValueError(f"{MAX_REPLACEMENTS} images in a row are unreadable, the first ones: {skipped[:3]}")
 
 
+class WorkerDataset(Dataset[Any]):
+    """A data set as loader workers get it: with what ``--import`` named, which they may not have imported."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._held = WithImports(dataset)
+
+    def __len__(self) -> int:
+        return len(self._held.value)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._held.value[index]
+
+
 class TrainingLoader:
     """Iterable over this process's batches (lists of mapped samples), without an end.
 
@@ -168,7 +183,7 @@ class TrainingLoader:
         # A seed of its own keeps the loader from drawing one out of the global generator, which would make the model's
         # random numbers depend on where the loader was started.
         self._loader = build_batch_data_loader(
-            self._stream, self._sampler, batch_size, num_workers=num_workers, seed=seed
+            WorkerDataset(self._stream), self._sampler, batch_size, num_workers=num_workers, seed=seed
         )
 
     @property

@@ -1,4 +1,4 @@
-"""What the web pages of both systems share: reading uploads within limits, messages, examples, and the server.
+"""What the tabs of the web page share: reading uploads within limits, messages, examples, and the server.
 
 Shapes: (H, W) an image; images are (H, W, 3) uint8 RGB.
 """
@@ -12,21 +12,19 @@ import html
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import gradio as gr
-import numpy as np
-import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from detectron2.config import CfgNode
+from PIL import Image
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zeroshot_d2 import demo_world
+from . import demo_world
+from .cli import positive
+from .images import ImageArray, UnreadableImage, image_size, read_image, write_image
 
-ImageArray = npt.NDArray[np.uint8]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -65,12 +63,10 @@ def read_upload(path: str | None, max_pixels: int) -> ImageArray:
         raise ValueError("There is no photo yet: upload one, or choose an example.")
     name = Path(path).name
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(name, *image.size, max_pixels)
-            return np.array((ImageOps.exif_transpose(image) or image).convert("RGB"))
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} is too large, this page takes {max_pixels:,} pixels: {error}") from error
-    except (OSError, SyntaxError) as error:  # SyntaxError: a broken PNG chunk
+        height, width = image_size(path, formats=FORMATS)
+        _check_size(name, width, height, max_pixels)
+        return read_image(path, formats=FORMATS)
+    except UnreadableImage as error:
         raise ValueError(
             f"{name} cannot be read as an image. It may be damaged or of an unknown kind: save it anew as JPEG or PNG "
             f"(this page takes {', '.join(FORMATS)}) and upload that."
@@ -87,11 +83,6 @@ def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         raise ValueError(f"{name} is a strip of {width} x {height} pixels: crop it to at most {MAX_ASPECT} : 1.")
 
 
-def names_of(text: str) -> list[str]:
-    """Names separated by commas or line breaks, in their order."""
-    return [name.strip() for name in text.replace("\n", ",").split(",") if name.strip()]
-
-
 def explained(function: Callable[P, R]) -> Callable[P, R]:
     """``function`` with its ValueErrors as messages on the page."""
 
@@ -104,14 +95,6 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
             raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
 
     return wrapper
-
-
-def figure_pixels(figure: Figure, dpi: int = 160) -> ImageArray:
-    """Draw a figure."""
-    figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba())[:, :, :3]
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -132,6 +115,15 @@ def captioned(pictures: list[tuple[ImageArray, str]]) -> str:
     return f'<div class="captioned">{"".join(figures)}</div>'
 
 
+class WebTab(Protocol):
+    """The "web_tab" part of a system: one model behind a tab of the page. Safe to call from several threads."""
+
+    def __init__(self, cfg: CfgNode, max_pixels: int) -> None: ...
+
+    def build(self, folder: Path) -> None:
+        """Components and events, to be called inside a gr.Blocks; ``folder`` takes the files of examples."""
+
+
 def example_photos(folder: Path, *, count: int = 5, num_objects: tuple[int, int] = (2, 3)) -> list[Path]:
     """Write the first ``count`` images of the demo world (validation seed) that show an unseen class."""
     paths: list[Path] = []
@@ -141,7 +133,7 @@ def example_photos(folder: Path, *, count: int = 5, num_objects: tuple[int, int]
         rendered = demo_world.render(demo_world.VAL_SEED, index, num_objects=num_objects)
         if not unseen.isdisjoint(rendered.classes):
             paths.append(folder / f"demo_world_{index}.png")
-            Image.fromarray(rendered.image).save(paths[-1])
+            write_image(paths[-1], rendered.image)
         index += 1
     return paths
 
@@ -164,14 +156,8 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the page is served, and what it takes."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--max-upload-mb", type=_positive, default=10, help="size of an uploaded file; default: 10")
-    parser.add_argument("--max-pixels", type=_positive, default=4_000_000, help="width x height; default: 4000000")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
-    return int(text)
+    parser.add_argument("--max-upload-mb", type=positive, default=10, help="size of an uploaded file; default: 10")
+    parser.add_argument("--max-pixels", type=positive, default=4_000_000, help="width x height; default: 4000000")
 
 
 def build_page(title: str, tabs: dict[str, Callable[[], None]]) -> gr.Blocks:

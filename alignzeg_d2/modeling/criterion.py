@@ -7,9 +7,11 @@ D embedding, B background prototypes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness, point_sample
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
@@ -20,6 +22,7 @@ from alignzeg_d2.modeling.gepc.feature_expansion import feature_expansion_loss, 
 from alignzeg_d2.modeling.losses import bce_loss, dense_points, dice_loss
 from alignzeg_d2.modeling.matcher import class_cost, mask_cost, match
 from alignzeg_d2.modeling.pbc import indicator_loss, select_negative_proposals
+from zeroshot_d2.segmentation.labels import IGNORE_LABEL
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Predictions:
 class Criterion(nn.Module):
     """L = L_bc + l1 L_ce + l2 L_mask + l3 L_vir + l4 L_reg  (Eq. 8)."""
 
+    @configurable
     def __init__(
         self,
         *,
@@ -92,6 +96,31 @@ class Criterion(nn.Module):
         self.mixup_alpha = mixup_alpha
         self.exclude_same_class = exclude_same_class
         self.top_k = top_k
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        alignzeg = cfg.MODEL.ALIGNZEG
+        loss = alignzeg.LOSS
+        return {
+            "weights": LossWeights(
+                bc=loss.BC_WEIGHT,
+                ce=loss.CE_WEIGHT,
+                mask=loss.MASK_WEIGHT,
+                dice=loss.DICE_WEIGHT,
+                vir=loss.VIR_WEIGHT,
+                reg=loss.REG_WEIGHT,
+                no_object=loss.NO_OBJECT_WEIGHT,
+            ),
+            "ignore_label": IGNORE_LABEL,
+            "num_points": loss.NUM_POINTS,
+            "oversample_ratio": loss.OVERSAMPLE_RATIO,
+            "importance_sample_ratio": loss.IMPORTANCE_SAMPLE_RATIO,
+            "exclude_ignored_pixels": loss.EXCLUDE_IGNORED_PIXELS,
+            "feature_expansion": alignzeg.GEPC.FEATURE_EXPANSION,
+            "mixup_alpha": alignzeg.GEPC.ALPHA,
+            "exclude_same_class": alignzeg.GEPC.EXCLUDE_SAME_CLASS,
+            "top_k": alignzeg.PBC.TOP_K,
+        }
 
     def forward(
         self,

@@ -5,9 +5,11 @@ Shapes: N images, Q queries (the paper's N), L = h*w positions, D width, Hb bias
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from alignzeg_d2.modeling.pixel_decoder import PIXEL_DECODER_REGISTRY, Proposals, mlp
@@ -54,6 +56,7 @@ class MRPE(nn.Module):
     x + MLP(x), and Q'' for Q' + attn(Q', Z'). Without, the lines above are meant literally.
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -88,15 +91,16 @@ class MRPE(nn.Module):
         self.bias_mlp = mlp(width, width, width * num_bias_heads)
 
     @classmethod
-    def build(cls, *, width: int, num_queries: int, num_bias_heads: int, cfg: CfgNode) -> MRPE:
-        return cls(
-            width=width,
-            num_queries=num_queries,
-            num_bias_heads=num_bias_heads,
-            num_heads=cfg.NUM_HEADS,
-            mlp_ratio=cfg.MLP_RATIO,
-            residual=cfg.RESIDUAL,
-        )
+    def from_config(cls, cfg: CfgNode, *, width: int, num_bias_heads: int) -> dict[str, Any]:
+        decoder = cfg.MODEL.ALIGNZEG.PIXEL_DECODER
+        return {
+            "width": width,
+            "num_queries": decoder.NUM_QUERIES,
+            "num_bias_heads": num_bias_heads,
+            "num_heads": decoder.NUM_HEADS,
+            "mlp_ratio": decoder.MLP_RATIO,
+            "residual": decoder.RESIDUAL,
+        }
 
     def forward(self, z_f: Tensor) -> Proposals:
         """``z_f`` (N, D, h, w) -> :class:`Proposals` of Q masks."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 PIXEL_DECODER_REGISTRY = Registry("PIXEL_DECODER")
 PIXEL_DECODER_REGISTRY.__doc__ = """
-Pixel decoders: modules built by a class method ``build(width=D, num_queries=Q, num_bias_heads=Hb, cfg=...PIXEL_DECODER)``,
-called with Z_f (N, D, h, w) and returning :class:`Proposals`.
+Pixel decoders: ``@configurable`` modules built as ``decoder(cfg, width=D, num_bias_heads=Hb)``, called with Z_f (N, D, h, w)
+and returning :class:`Proposals`.
 """
 
 

@@ -5,16 +5,20 @@ Shapes: N images, Q proposals, L patches, C width of CLIP, D embedding, H heads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from fvcore.common.registry import Registry
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 SEMANTIC_DECODER_REGISTRY = Registry("SEMANTIC_DECODER")
 SEMANTIC_DECODER_REGISTRY.__doc__ = """
-Semantic decoders: nn.Modules built as ``decoder(visual, num_layers=...)``, called with CLIP's tokens (N, 1 + h*w, C), the
-attention bias (N, Hb, Q, H, W) and the grid (h, w), returning the proposal features F (N, Q, D).
+Semantic decoders: ``@configurable`` modules built as ``decoder(cfg, visual=...)`` from CLIP's vision transformer, called
+with CLIP's tokens (N, 1 + h*w, C), the attention bias (N, Hb, Q, H, W) and the grid (h, w), returning the proposal features
+F (N, Q, D). Their ``num_heads`` is the number of heads that a bias of its own per head has.
 """
 
 
@@ -27,7 +31,8 @@ class SemanticDecoder(nn.Module):
     a proposal token is exactly [CLS].
     """
 
-    def __init__(self, visual: VisionTransformer, *, num_layers: int) -> None:
+    @configurable
+    def __init__(self, *, visual: VisionTransformer, num_layers: int) -> None:
         """``visual`` is open_clip's vision transformer; its last ``num_layers`` blocks are used as they are."""
         super().__init__()
         self.blocks = nn.ModuleList(visual.transformer.resblocks[len(visual.transformer.resblocks) - num_layers :])
@@ -37,6 +42,10 @@ class SemanticDecoder(nn.Module):
             parameter.requires_grad_(False)
         # One number that lets training set the strength of the bias against CLIP's own attention.
         self.bias_scale = nn.Parameter(torch.ones(()))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, visual: VisionTransformer) -> dict[str, Any]:
+        return {"visual": visual, "num_layers": cfg.MODEL.ALIGNZEG.SEMANTIC_DECODER.NUM_LAYERS}
 
     def train(self, mode: bool = True) -> SemanticDecoder:
         """CLIP's own blocks stay in evaluation mode."""

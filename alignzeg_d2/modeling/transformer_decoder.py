@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from alignzeg_d2.modeling.mrpe import proposals_from
@@ -17,6 +19,7 @@ class TransformerPixelDecoder(nn.Module):
     M = MLP(Q) Z_f^T and B = MLP(Q) (MLP Z_f)^T.
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -40,15 +43,16 @@ class TransformerPixelDecoder(nn.Module):
         self.bias_mlp = mlp(width, width, width * num_bias_heads)
 
     @classmethod
-    def build(cls, *, width: int, num_queries: int, num_bias_heads: int, cfg: CfgNode) -> TransformerPixelDecoder:
-        return cls(
-            width=width,
-            num_queries=num_queries,
-            num_bias_heads=num_bias_heads,
-            num_heads=cfg.DECODER_HEADS,
-            num_layers=cfg.DECODER_LAYERS,
-            mlp_ratio=cfg.MLP_RATIO,
-        )
+    def from_config(cls, cfg: CfgNode, *, width: int, num_bias_heads: int) -> dict[str, Any]:
+        decoder = cfg.MODEL.ALIGNZEG.PIXEL_DECODER
+        return {
+            "width": width,
+            "num_queries": decoder.NUM_QUERIES,
+            "num_bias_heads": num_bias_heads,
+            "num_heads": decoder.DECODER_HEADS,
+            "num_layers": decoder.DECODER_LAYERS,
+            "mlp_ratio": decoder.MLP_RATIO,
+        }
 
     def forward(self, z_f: Tensor) -> Proposals:
         """``z_f`` (N, D, h, w) -> :class:`Proposals` of Q masks."""

@@ -21,7 +21,7 @@ from timm.models import is_model_in_modules, load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from zeroshot_d2.clip_loader import PIXEL_MEAN, PIXEL_STD, create_clip, fingerprint
+from zeroshot_d2.clip.loader import PIXEL_MEAN, PIXEL_STD, create_clip, fingerprint
 
 PixelStats = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -54,7 +54,7 @@ class FrozenViT(Backbone):
             "pretrained": backbone.PRETRAINED,
             "tap": backbone.TAP,
             "cls_token": backbone.CLS_TOKEN,
-            "image_size": cfg.MODEL.EPSILON.IMAGE_SIZE,
+            "image_size": cfg.INPUT.IMAGE_SIZE,
         }
 
     def freeze(self, blocks: nn.Module) -> None:
@@ -125,7 +125,7 @@ class ClipViT(FrozenViT):
 
     @configurable
     def __init__(self, *, name: str, pretrained: str, image_size: int, tap: int = 0, cls_token: bool = False) -> None:
-        """Args as for :class:`TimmViT`, ``name`` and ``pretrained`` as for :func:`zeroshot_d2.clip_loader.create_clip`.
+        """Args as for :class:`TimmViT`, ``name`` and ``pretrained`` as for :func:`zeroshot_d2.clip.loader.create_clip`.
 
         Raises:
             ValueError: the image tower is no plain vision transformer, or ``tap`` lies beyond its last block.

@@ -1,0 +1,1 @@
+"""The paper's figures from arrays: Fig. 1."""

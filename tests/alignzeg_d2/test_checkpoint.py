@@ -6,7 +6,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from safetensors.torch import save_file
 
 from alignzeg_d2 import alignzeg
-from zeroshot_d2.clip_loader import DEMO_CLIP_NAME, create_clip
+from zeroshot_d2.clip.loader import DEMO_CLIP_NAME, create_clip
 
 IMAGES = [{"image": torch.randint(0, 256, (3, 48, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)}]
 

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from report_page import Page
 
-from alignzeg_d2.demo import main
+from zeroshot_d2.commands.check import main
 from zeroshot_d2.demo_world import SPLIT, register_demo_world, render
 
 DATASETS = {"test_demo_train": "seen", "test_demo_val": "all", "test_demo_val_unseen": "unseen"}

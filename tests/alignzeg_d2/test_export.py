@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from alignzeg_d2.export import ExportableAlignZeg, export, main, prepare_image, read_description, vocabulary_inputs
+from alignzeg_d2.export import ExportableAlignZeg, export, prepare_image, read_description, vocabulary_inputs
 from alignzeg_d2.predictor import AlignZegPredictor
+from zeroshot_d2.commands.check import main
 from zeroshot_d2.demo_world import render
 from zeroshot_d2.export import TOLERANCE
 
@@ -103,12 +104,12 @@ def test_the_other_parts_that_a_config_can_choose(demo_cfg, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def folder_of_the_page(tiny_checkpoint, tmp_path_factory):
+def folder_of_the_page(alignzeg_checkpoint, tmp_path_factory):
     """A folder with the files that the page speaks of."""
     folder = tmp_path_factory.mktemp("export")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "output/demo").mkdir(parents=True)
-    (folder / "output/demo/model_final.pth").symlink_to(tiny_checkpoint)
+    (folder / "output/demo/model_final.pth").symlink_to(alignzeg_checkpoint)
     Image.fromarray(photo(0, 91)[:53]).save(folder / "photo.png")
     return folder
 

@@ -18,12 +18,13 @@ from PIL import Image
 
 import train_net
 from alignzeg_d2 import figures
-from alignzeg_d2.evaluation import ZeroShotSemSegEvaluator
-from alignzeg_d2.figures import Corrections, choose_classes, embed, main, matched_proposals, separation
+from alignzeg_d2.figures import Corrections, choose_classes, embed, matched_proposals, separation
 from alignzeg_d2.gamma_sweep import DEFAULT_GAMMAS
 from alignzeg_d2.predictor import AlignZegPredictor
 from zeroshot_d2.class_split import ClassSplit
+from zeroshot_d2.commands.check import main
 from zeroshot_d2.demo_world import SPLIT, register_demo_world
+from zeroshot_d2.segmentation.evaluation import ZeroShotSemSegEvaluator
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/demo/alignzeg.yaml")
@@ -58,8 +59,8 @@ def draw(alignzeg_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def predictor(alignzeg_checkpoint: Path, tiny_cfg: Callable) -> AlignZegPredictor:
-    return AlignZegPredictor(tiny_cfg("MODEL.WEIGHTS", str(alignzeg_checkpoint), "DATASETS.TEST", f"('{DATASET}',)"))
+def predictor(alignzeg_checkpoint: Path, trained_cfg: Callable) -> AlignZegPredictor:
+    return AlignZegPredictor(trained_cfg("MODEL.WEIGHTS", str(alignzeg_checkpoint), "DATASETS.TEST", f"('{DATASET}',)"))
 
 
 # ---- by hand ----
@@ -205,8 +206,8 @@ def test_examples_show_unseen_classes_beside_the_model_without_pbc(draw: Draw, p
         assert figure.axes[row + 3].get_xlabel() == f"{100 * right:.0f} % of labelled pixels right"
 
 
-def test_two_models_side_by_side(draw: Draw, alignzeg_checkpoint: Path, tiny_checkpoint: Path):
-    other = ["--compare-weights", str(tiny_checkpoint), "--compare-name", "Short"]
+def test_two_models_side_by_side(draw: Draw, alignzeg_checkpoint: Path, alignzeg_checkpoint: Path):
+    other = ["--compare-weights", str(alignzeg_checkpoint), "--compare-name", "Short"]
     figure = draw("qualitative", "--num-images", "1", *other)
     assert [axes.get_title() for axes in figure.axes] == ["Image", "Ground truth", "Short", "AlignZeg"]
     with pytest.raises(SystemExit):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from alignzeg_d2.evaluation import ZeroShotSemSegEvaluator
 from alignzeg_d2.gamma_sweep import OFF, GammaSweepEvaluator, segment_with_gamma
+from alignzeg_d2.inference import PBC, NoCorrection, class_probabilities
 from alignzeg_d2.modeling.pbc import correct_bias
-from alignzeg_d2.postprocessing import PBC, NoCorrection, class_probabilities
 from zeroshot_d2.demo_world import SPLIT, register_demo_world
+from zeroshot_d2.segmentation.evaluation import ZeroShotSemSegEvaluator
 
 GAMMAS = (0.2, 0.5, OFF)
 

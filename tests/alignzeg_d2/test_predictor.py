@@ -8,8 +8,9 @@ import torch
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
-from alignzeg_d2.predictor import AlignZegPredictor, to_bgr
+from alignzeg_d2.predictor import AlignZegPredictor
 from zeroshot_d2.demo_world import SPLIT, render
+from zeroshot_d2.predictor import to_bgr
 
 
 def photo(index: int) -> np.ndarray:
@@ -17,9 +18,9 @@ def photo(index: int) -> np.ndarray:
     return np.ascontiguousarray(render(7, index).image[:, :, ::-1])
 
 
-def test_gives_what_detectron2s_own_predictor_gives(tiny_cfg, predictor):
+def test_gives_what_detectron2s_own_predictor_gives(trained_cfg, predictor):
     wide = np.concatenate([photo(0), photo(1)], axis=1)
-    scores = DefaultPredictor(tiny_cfg())(wide)["sem_seg"]
+    scores = DefaultPredictor(trained_cfg())(wide)["sem_seg"]
     found = predictor(wide, scores=True)
     assert torch.equal(found.scores, scores)
     assert np.array_equal(found.labels, scores.argmax(0).numpy())
@@ -118,6 +119,6 @@ def test_classes_present(predictor):
         assert entry["name"] == SPLIT.names[entry["index"]] and entry["unseen"] == (entry["name"] in SPLIT.unseen)
 
 
-def test_batch_size_must_be_positive(tiny_cfg):
+def test_batch_size_must_be_positive(trained_cfg):
     with pytest.raises(ValueError, match="batch size must be positive, got 0"):
-        AlignZegPredictor(tiny_cfg(), batch_size=0)
+        AlignZegPredictor(trained_cfg(), batch_size=0)

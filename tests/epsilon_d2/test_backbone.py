@@ -5,7 +5,7 @@ import timm
 import torch
 
 from epsilon_d2.modeling.backbone import ClipViT, TimmViT, create_timm_vit
-from zeroshot_d2.clip_loader import DEMO_CLIP_NAME, create_clip
+from zeroshot_d2.clip.loader import DEMO_CLIP_NAME, create_clip
 
 TINY = "test_vit"  # timm's own test model: 64 wide, patch 16, at 160 pixels
 

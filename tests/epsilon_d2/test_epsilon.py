@@ -10,7 +10,7 @@ from detectron2.engine import DefaultPredictor
 from epsilon_d2 import Epsilon
 from epsilon_d2.epsilon import positive_matrix
 from zeroshot_d2 import ClassSplit
-from zeroshot_d2.label_embeddings import WordVectorEmbeddings
+from zeroshot_d2.word_vectors import WordVectorEmbeddings
 
 BACKBONE, LABELS = "MODEL.EPSILON.BACKBONE", "MODEL.EPSILON.LABEL_EMBEDDINGS"
 SPLIT = MetadataCatalog.get("demo_world_multilabel_test").class_split

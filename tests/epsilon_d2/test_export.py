@@ -12,19 +12,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from PIL import Image
 
-from epsilon_d2.export import (
-    ExportableEpsilon,
-    examples,
-    export,
-    main,
-    prepare_image,
-    read_description,
-    vocabulary_inputs,
-)
-from epsilon_d2.predict import Predictor
+from epsilon_d2.export import ExportableEpsilon, examples, export, prepare_image, read_description, vocabulary_inputs
 from zeroshot_d2.class_split import ClassSplit
+from zeroshot_d2.commands.check import main
 from zeroshot_d2.demo_world import render
 from zeroshot_d2.export import TOLERANCE
+from zeroshot_d2.predictor import Predictor
 from zeroshot_d2.vocabulary import vocabulary_from_names
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")

@@ -14,9 +14,11 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from benchmarks.epsilon_ablation import FIG_3A, FIG_3B, GROUPS, LAMBDA, folder_of
-from epsilon_d2.figures import main, sweep_points
-from epsilon_d2.visualization import AttendedImage, attentions_figure, sweep_figure
+from epsilon_d2.pictures.attention import AttendedImage, attentions_figure
+from zeroshot_d2.commands.check import main
 from zeroshot_d2.demo_world import register_demo_world_multilabel
+from zeroshot_d2.multilabel.figures import sweep_points
+from zeroshot_d2.multilabel.pictures import sweep_figure
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/demo/epsilon.yaml")

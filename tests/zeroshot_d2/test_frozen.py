@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from zeroshot_d2.frozen import guard_checkpoints
+from zeroshot_d2.frozen import leave_out_frozen
 
 
 class Model(nn.Module):
@@ -12,7 +12,7 @@ class Model(nn.Module):
         super().__init__()
         self.frozen, self.head = nn.BatchNorm1d(3).requires_grad_(False), nn.Linear(3, width)
         self.prompt = nn.Parameter(torch.zeros(1))
-        guard_checkpoints(self, ["frozen"], {"backbone": {"pretrained": path, "sha256": sha}})
+        leave_out_frozen(self, ["frozen"], {"backbone": {"pretrained": path, "sha256": sha}})
 
 
 def test_frozen_weights_stay_out_and_learnt_ones_come_back():

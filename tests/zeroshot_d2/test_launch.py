@@ -36,9 +36,7 @@ def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[s
     """Start tests/toy_system.py, two threads at most in each process."""
     command = [sys.executable, *launcher, str(ROOT / "tests" / "toy_system.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

@@ -134,9 +134,7 @@ def test_unreadable_images_are_replaced_the_same_way_everywhere_and_counted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def loader(**arguments: Any) -> TrainingLoader:
-        return TrainingLoader(
-            dicts(), none_for_even_images, batch_size=4, seed=9, skip_unreadable=True, **arguments
-        )
+        return TrainingLoader(dicts(), none_for_even_images, batch_size=4, seed=9, skip_unreadable=True, **arguments)
 
     single = loader()
     with caplog.at_level(logging.WARNING):

@@ -93,8 +93,8 @@ def test_a_broken_upload_is_named(tmp_path, content):
 
 
 def test_names_are_separated_by_commas_and_lines():
-    assert web.names_of(" cat, tree|bush ,\n\nroad,, sky,") == ["cat", "tree|bush", "road", "sky"]
-    assert web.names_of("") == []
+    assert web.parse_names(" cat, tree|bush ,\n\nroad,, sky,") == ["cat", "tree|bush", "road", "sky"]
+    assert web.parse_names("") == []
 
 
 def test_value_errors_become_messages_and_others_stay():

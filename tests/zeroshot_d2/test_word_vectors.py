@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zeroshot_d2.label_embeddings import WordVectorEmbeddings, centred, read_word_vectors
+from zeroshot_d2.word_vectors import WordVectorEmbeddings, centred, read_word_vectors
 
 VECTORS = {
     "tree": [1.0, 0.0, 0.0],

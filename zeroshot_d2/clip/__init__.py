@@ -1,0 +1,1 @@
+"""CLIP by name, and text prototypes from it."""

@@ -25,7 +25,7 @@ PIXEL_MEAN = tuple(255 * value for value in open_clip.OPENAI_DATASET_MEAN)
 PIXEL_STD = tuple(255 * value for value in open_clip.OPENAI_DATASET_STD)
 
 DEMO_CLIP_NAME = "demo-world-clip"
-_DEMO_DIRECTORY = Path(__file__).parent / "demo_clip"
+_DEMO_DIRECTORY = Path(__file__).parents[1] / "demo_world" / "clip"
 DEMO_CLIP_CONFIG = _DEMO_DIRECTORY / f"{DEMO_CLIP_NAME}.json"
 DEMO_CLIP_BPE = _DEMO_DIRECTORY / "bpe.txt.gz"
 DEMO_CLIP_WEIGHTS = _DEMO_DIRECTORY / f"{DEMO_CLIP_NAME}.safetensors"
@@ -106,7 +106,7 @@ def _create_from_tag(name: str, tag: str) -> open_clip.CLIP:
         source = open_clip.get_pretrained_cfg(name, tag)
         raise RuntimeError(
             f"the weights {tag!r} of {name!r} could not be loaded ({error}). Without a network, fetch them elsewhere "
-            f"({source.get('hf_hub') or source.get('url')}) and set MODEL.ALIGNZEG.CLIP.PRETRAINED to the file's path."
+            f"({source.get('hf_hub') or source.get('url')}) and give the file's path as PRETRAINED."
         ) from error
 
 

@@ -1,77 +1,77 @@
-"""What the figure commands of both systems share: which data set, which images, and where the picture goes."""
+"""Draw a figure of the papers for a trained model.
+
+    python -m zeroshot_d2 figures                                            # the figures and their systems
+    python -m zeroshot_d2 figures qualitative --model output/demo --output examples.png
+    python -m zeroshot_d2 figures per-class-iou --results results.json --output iou.png
+
+`--compare-model` puts a second model beside the first, where the figure has room for it.
+"""
 
 from __future__ import annotations
 
-import argparse
-import os
-import runpy
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import TypeVar
+import sys
+from collections.abc import Sequence
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from matplotlib.figure import Figure
+from ..cli import Parser, peek, system_of
+from ..pictures.command import FigureCommand, picture_path
+from ..pictures.style import save_figure
+from ..system import TASKS, System, all_systems, resolve
 
-FORMATS = (".png", ".pdf", ".svg")
-
-T = TypeVar("T")
+PROG = "python -m zeroshot_d2 figures"
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160) -> None:
-    """Write a figure; the ending of ``path`` decides the format (.png, .pdf, .svg)."""
-    figure.savefig(path, dpi=dpi, facecolor="white")
+def figures_of(system: System) -> dict[str, FigureCommand]:
+    """The figures of a system: its task's and its own."""
+    own = resolve(system.parts["figures"]) if "figures" in system.parts else {}
+    return {**resolve(TASKS[system.task].parts["figures"]), **own}
 
 
-def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--output``, and ``--import`` for data sets of one's own."""
-    parser.add_argument(
-        "--output", type=Path, required=True, help="the picture, .png, .pdf or .svg; or a folder, which gets a .png"
-    )
-    parser.add_argument("--import", dest="script", help="a script that registers data sets of your own; run first")
+def find_figure(name: str, system: System | None) -> FigureCommand:
+    """A figure by its name.
 
-
-def prepare_picture(args: argparse.Namespace, name: str) -> Path:
-    """Run ``--import``, and make the folder of ``--output``; gives the path of the picture, NAME.png in a folder.
+    Args:
+        name: as typed.
+        system: of the model; None: any.
 
     Raises:
-        FileNotFoundError: the script does not exist.
-        ValueError: the ending is not one of :data:`FORMATS`.
+        ValueError: the system has no such figure, or no system has.
     """
-    if args.script is not None:
-        runpy.run_path(args.script)
-    output: Path = args.output
-    if output.suffix.lower() not in FORMATS:
-        if output.suffix and not output.is_dir():
-            raise ValueError(f"--output {output} must end in {', '.join(FORMATS)}, or be a folder")
-        output = output / f"{name}.png"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    return output
+    systems = all_systems() if system is None else [system]
+    found = [figures_of(s)[name] for s in systems if name in figures_of(s)]
+    if not found:
+        known = sorted({figure for s in systems for figure in figures_of(s)})
+        whose = "there is" if system is None else f"the system {system.name!r} has"
+        raise ValueError(f"{whose} no figure {name!r}; choose one of {', '.join(known)}")
+    return found[0]
 
 
-def check_dataset(name: str, evaluator_type: str) -> None:
-    """Raise ValueError where ``name`` is no registered data set of this type ("alignzeg_sem_seg", "epsilon_multilabel")."""
-
-    def fits(other: str) -> bool:
-        return MetadataCatalog.get(other).get("evaluator_type") == evaluator_type
-
-    if name not in DatasetCatalog.list() or not fits(name):
-        state = "has labels of another kind" if name in DatasetCatalog.list() else "is not registered"
-        fitting = ", ".join(filter(fits, DatasetCatalog.list()))
-        raise ValueError(f"the data set {name!r} {state}; choose one of {fitting}, or --import your own")
+def listing() -> str:
+    lines = []
+    for system in all_systems():
+        lines += [f"{system.name}:", *(f"  {name:<16} {figure.summary}" for name, figure in figures_of(system).items())]
+    return "\n".join(lines)
 
 
-def first_wanted(items: Iterable[T], count: int, wanted: Callable[[T], bool]) -> list[T]:
-    """The first ``count`` items that are wanted; where there are fewer, the first of the others fill the list up.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw a figure by command-line arguments ``argv``.
 
     Raises:
-        ValueError: ``count`` is not positive.
+        FileNotFoundError: a config, checkpoint, result file or module does not exist.
+        ValueError: the figure, the data set, the model or an argument does not fit.
     """
-    if count < 1:
-        raise ValueError(f"the number of images must be positive, got {count}")
-    chosen: list[T] = []
-    others: list[T] = []
-    for item in items:
-        (chosen if wanted(item) else others).append(item)
-        if len(chosen) == count:
-            break
-    return [*chosen, *others][:count]
+    words = list(sys.argv[1:] if argv is None else argv)
+    known = peek(words)
+    if not words or words[0].startswith("-"):
+        print(f"{__doc__}\n{listing()}\n\n`{PROG} NAME --help` says what a figure takes.")
+        return 0 if words[:1] in ([], ["-h"], ["--help"]) else 2
+    name = words[0]
+    figure = find_figure(name, system_of(known))
+    parser = Parser(f"{PROG} {name}", figure.summary)
+    figure.add_all_arguments(parser)
+    args = parser.parse(words[1:])
+    if figure.needs_model and args.model is None and args.config_file is None:
+        parser.fail("which model? Give --model FOLDER, or --config-file FILE and --weights FILE")
+    path = picture_path(args.output, name)
+    save_figure(figure.draw(args), path)
+    print(f"written: {path}")
+    return 0

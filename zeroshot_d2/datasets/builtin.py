@@ -18,22 +18,12 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from ..class_split import ClassSplit
-from .multilabel import LabelColumns, MultiLabelDataset, multilabel_metadata, vocabulary_ids
-from .sem_seg import (
-    DatasetDict,
-    Protocol,
-    Vocabulary,
-    checked_records,
-    pair_images_with_labels,
-    sem_seg_metadata,
-    warn_about_count,
-)
-
-
-def datasets_root() -> str:
-    """The folder of all data sets: ``$DETECTRON2_DATASETS``, by default ``./datasets``, as in Detectron2."""
-    return os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+from ..class_split import ClassSplit, Vocabulary
+from ..multilabel.columns import LabelColumns, MultiLabelDataset
+from ..multilabel.registration import multilabel_metadata, vocabulary_ids
+from ..registration import DatasetDict, warn_about_count
+from ..segmentation.registration import Protocol, checked_records, pair_images_with_labels, sem_seg_metadata
+from ..storage import datasets_root
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ class ClassList:
         class_ids: what the release calls each class, unique; the names unless the list says otherwise.
         label_values: value of each class in the label images; empty for image-level labels.
         ignore_values: values of pixels without a class; empty for image-level labels.
-        release_ids: id of each class in the release, where the label images are written by a prepare script;
+        release_ids: id of each class in the release, where the label images are written by a preparation;
             else empty.
     """
 
@@ -130,7 +120,7 @@ _VOC_TRAIN = Folders(
 # download.
 _VOC_VAL = Folders(f"{_VOC}/JPEGImages", f"{_VOC}/SegmentationClass", f"{_VOC}/ImageSets/Segmentation/val.txt")
 _VOC2010 = "VOCdevkit/VOC2010"
-_CONTEXT_HINT = "The label images are made by `python datasets/prepare_pascal_context.py`"
+_CONTEXT_HINT = "The label images are made by `python -m zeroshot_d2 datasets prepare pascal_context`"
 _CONTEXT_59 = f"{_VOC2010}/pascal_context_59"
 _CONTEXT_TRAIN, _CONTEXT_VAL = (
     Folders(f"{_VOC2010}/JPEGImages", f"{_CONTEXT_59}/labels", f"{_CONTEXT_59}/{part}.txt", how_to_get=_CONTEXT_HINT)
@@ -141,14 +131,14 @@ _CONTEXT_459_VAL = Folders(
     f"{_VOC2010}/JPEGImages",
     f"{_CONTEXT_459}/labels",
     f"{_CONTEXT_459}/val.txt",
-    how_to_get="The label images are made by `python datasets/prepare_pascal_context_459.py`",
+    how_to_get="The label images are made by `python -m zeroshot_d2 datasets prepare pascal_context_459`",
 )
 _ADE_150_VAL = Folders("ADEChallengeData2016/images/validation", "ADEChallengeData2016/annotations/validation")
 _ADE_847 = "ADE20K_2021_17_01/ade20k_847"
 _ADE_847_VAL = Folders(
     f"{_ADE_847}/images/validation",
     f"{_ADE_847}/labels/validation",
-    how_to_get="Images and label images are made by `python datasets/prepare_ade20k_847.py`",
+    how_to_get="Images and label images are made by `python -m zeroshot_d2 datasets prepare ade20k_847`",
 )
 
 
@@ -245,18 +235,18 @@ class BuiltinMultiLabel:
     name: str
     class_list: str
     images: str  # folders below datasets_root()
-    labels: str  # the file that a prepare script writes
+    labels: str  # the file that the preparation writes
     vocabulary: Vocabulary
     num_images: int | None  # None: not known for certain, so not checked
     complete: bool  # no label = absent (True) or not annotated (False)
-    prepare_script: str
+    preparation: str  # the name that `datasets prepare` takes
     only_unseen_classes: bool = False  # the unseen classes as a data set of their own, where nothing is unseen
 
 
 def _nus_wide(name: str, part: str, vocabulary: Vocabulary, images: int, only_81: bool = False) -> BuiltinMultiLabel:
     return BuiltinMultiLabel(
         *(name, "nus_wide", "nus_wide/Flickr", f"nus_wide/nus_wide_{part}.npz", vocabulary, images, True),
-        prepare_script="prepare_nus_wide.py",
+        preparation="nus_wide",
         only_unseen_classes=only_81,
     )
 
@@ -265,7 +255,7 @@ def _open_images(name: str, part: str, vocabulary: Vocabulary, images: int | Non
     labels = f"open_images_v4/open_images_v4_{part}.npz"
     return BuiltinMultiLabel(
         *(name, "open_images_v4", f"open_images_v4/{part}", labels, vocabulary, images, False),
-        prepare_script="prepare_open_images_v4.py",
+        preparation="open_images_v4",
     )
 
 
@@ -295,13 +285,14 @@ def load_multilabel(dataset: BuiltinMultiLabel) -> MultiLabelDataset:
     """A built-in data set with image-level labels, memory-mapped; compares its length with the release's.
 
     Raises:
-        FileNotFoundError: the prepared file is missing: where it was looked for, and which script makes it.
+        FileNotFoundError: the prepared file is missing: where it was looked for, and which command makes it.
     """
     labels = os.path.join(datasets_root(), dataset.labels)
     if not os.path.isfile(labels):
         raise FileNotFoundError(
             f"labels of data set {dataset.name!r} not found: looked for {os.path.abspath(labels)}, which "
-            f"`python datasets/{dataset.prepare_script}` makes (see datasets/README.md); $DETECTRON2_DATASETS is the root"
+            f"`python -m zeroshot_d2 datasets prepare {dataset.preparation}` makes (see datasets/README.md); "
+            "$DETECTRON2_DATASETS is the root"
         )
     split, class_ids = _multilabel_classes(dataset)
     loaded = MultiLabelDataset(

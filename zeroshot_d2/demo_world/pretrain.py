@@ -1,4 +1,4 @@
-"""Trains the small CLIP of the demo world: ``python -m zeroshot_d2.pretrain_demo_clip --output clip.safetensors``.
+"""Trains the small CLIP of the demo world: ``python -m zeroshot_d2.demo_world.pretrain --output clip.safetensors``.
 
 The model is open_clip's own CLIP class with open_clip's own tokenizer (on a small BPE table), so the result is loaded
 through the same code path as OpenAI's ViT-B/16. Recipe: AdamW, warm-up and cosine, batches of 64; captions of single tiles
@@ -7,13 +7,12 @@ first, then whole scenes; every image of the batch that a caption fits counts as
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from zeroshot_d2 import demo_world
-from zeroshot_d2.clip_loader import DEMO_CLIP_NAME, PIXEL_MEAN, PIXEL_STD, create_clip, get_tokenizer
-from zeroshot_d2.label_embeddings import TEMPLATES, encode_tokens
+from .. import demo_world
+from ..cli import Parser
+from ..clip.loader import DEMO_CLIP_NAME, PIXEL_MEAN, PIXEL_STD, create_clip, get_tokenizer
+from ..clip.text import TEMPLATES, encode_tokens
+from ..storage import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -227,8 +228,9 @@ def train(
     return clip.eval()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train with command-line arguments ``argv``."""
+    parser = Parser("python -m zeroshot_d2.demo_world.pretrain", __doc__, takes_keys=False)
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--steps", type=int, default=3250)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -237,7 +239,7 @@ def main() -> None:
     parser.add_argument("--single-share", type=float, default=0.3, help="share of the steps that see single tiles only")
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     clip = train(
         steps=args.steps,
@@ -249,8 +251,8 @@ def main() -> None:
         workers=args.workers,
     )
     logger.info("single tiles: %s", single_tile_accuracy(clip, seed=4, num_images=2000))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, str(args.output))
+    with whole_file(args.output) as temporary:
+        save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, str(temporary))
     logger.info("wrote %s (%.1f MB)", args.output, args.output.stat().st_size / 1e6)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of multi-label (zero-shot) classification (Tables 1, 2 and 4).
+"""Evaluation of multi-label (zero-shot) classification, for any model of the task.
 
 One pass over a data set gives, for the protocol in its metadata,
 
@@ -6,15 +6,12 @@ One pass over a data set gives, for the protocol in its metadata,
     ZSL          the vocabulary is the unseen classes alone: ZSL
     supervised   the vocabulary is what was trained (the 81 of NUS-WIDE, Table 4): numbers without a prefix
 
-* AP of a class: mean over its positive images of the precision at their rank, without interpolation. Where labels are
-  incomplete (Open Images), only images annotated for the class, as present or as absent, are ranked.
+* AP, and precision, recall and F1 at K: see :mod:`zeroshot_d2.multilabel.ranking`. Where labels are incomplete (Open
+  Images),
+  only images annotated for the class, as present or as absent, are ranked; a class that is not annotated is not present.
 * mAP is the mean over classes with a positive image (as BiAM computes it); mAP_all_classes counts the others as 0 (LESA).
-* P, R and F1 at K are micro averages over the images: P = TP / (N K), R = TP / positives. A class that is not annotated is
-  not present.
 * All of it twice: over all images, and over the "labelled" ones, those with a positive among the unseen classes (among
   all, where there is no unseen one). Papers on NUS-WIDE use either, and their precision differs by a factor of 1.286.
-* Of equal scores the wrong ones come first, in AP and among the top K alike: a result never depends on an order of images or
-  classes, and a model that gives every class one score gains nothing by it.
 
 Shapes: N images, B of a batch, K classes, A annotated (image, class) pairs. All numbers are in percent.
 """
@@ -22,124 +19,35 @@ Shapes: N images, B of a batch, K classes, A annotated (image, class) pairs. All
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from zeroshot_d2.class_split import ClassSplit
-from zeroshot_d2.metrics import harmonic_mean
+from ..class_split import ClassSplit
+from .ranking import (
+    BoolArray,
+    Float32Array,
+    IntArray,
+    average_precision,
+    hits_at,
+    precision_recall_f1,
+    ranked,
+)
+from .score_file import ScoreFile
 
 logger = logging.getLogger(__name__)
 
-BoolArray = npt.NDArray[np.bool_]
-Float32Array = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
-
 IMAGE_SETS = ("all", "labelled")
-_ROWS_PER_CHUNK = 1024  # images that wait in memory before they are written
 _CLASSES_PER_BLOCK = 64  # classes that are read back at once
-
-
-# ---------------------------------------------------------------------------------------------------- pure functions
-def ranked(scores: Float32Array, positive: BoolArray, flag: BoolArray | None = None) -> tuple[BoolArray, BoolArray]:
-    """Sort along the last axis by falling score; of equal scores the negatives come first.
-
-    Args:
-        scores, positive: of one shape.
-        flag: carried along, as the third key.
-
-    Returns:
-        ``positive`` and ``flag`` in the sorted order.
-    """
-    # One integer per entry, whose order is the wanted one: the bits of a float sort like integers once those of
-    # negative numbers are inverted. It is several times faster than sorting by several keys.
-    bits = np.ascontiguousarray(scores + np.float32(0), dtype=np.float32).view(np.uint32)  # + 0 turns -0 into 0
-    rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    keys = (~rising).astype(np.uint64) << np.uint64(2)
-    keys |= positive.astype(np.uint64) << np.uint64(1)
-    if flag is not None:
-        keys |= flag.astype(np.uint64)
-    keys.sort(axis=-1)
-    return (keys & np.uint64(2)).astype(bool), (keys & np.uint64(1)).astype(bool)
-
-
-def average_precision(ranked_positive: BoolArray) -> float:
-    """AP in [0, 1] of one class, from (N,) whether the image at each rank has it; NaN without a positive."""
-    ranks = np.flatnonzero(ranked_positive) + 1
-    return float((np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else float("nan")
-
-
-def hits_at(scores: Float32Array, positive: BoolArray, top_k: Sequence[int]) -> IntArray:
-    """(B, len(top_k)) positives among the K best of each row of ``scores`` (B, classes), in the order of :func:`ranked`."""
-    last = scores.shape[1] - max(top_k)
-    lowest = np.partition(scores, last, axis=1)[:, last, None]
-    rows, classes = np.nonzero(scores >= lowest)  # the best, and whatever equals the last of them; a full sort takes long
-    hit = positive[rows, classes]
-    order = np.lexsort((hit, -scores[rows, classes], rows))
-    rows, hit = rows[order], hit[order]
-    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    return np.stack([np.bincount(rows[hit & (rank < k)], minlength=len(scores)) for k in top_k], axis=1)
-
-
-def precision_recall_f1(hits: int, images: int, positives: int, k: int) -> tuple[float | None, float | None, float | None]:
-    """Micro P, R and F1 at K in percent; None where nothing is there to be divided by."""
-    precision = 100 * hits / (images * k) if images else None
-    recall = 100 * hits / positives if positives else None
-    f1 = None if precision is None or recall is None else harmonic_mean(precision, recall)
-    return precision, recall, f1
-
-
-# ----------------------------------------------------------------------------------------------------- score stores
-class ScoreFile:
-    """Scores of all images and classes, on disk: (N, K) float32 written by rows and read by columns.
-
-    In memory are at most 1,024 rows, and while reading 64 columns: 31 MB and 32 MB for the 125,456 images and 7,586 classes
-    of Open Images.
-    """
-
-    def __init__(self, num_classes: int, folder: str | None) -> None:
-        self.num_classes = num_classes
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by close)
-        self._waiting: list[Float32Array] = []
-        self._chunk_rows: list[int] = []
-
-    def add(self, scores: Float32Array) -> None:
-        """Append ``scores`` (B, K)."""
-        self._waiting.append(scores)
-        if sum(map(len, self._waiting)) >= _ROWS_PER_CHUNK:
-            self._write()
-
-    def _write(self) -> None:
-        if self._waiting:
-            rows = np.concatenate(self._waiting)
-            self._file.write(np.ascontiguousarray(rows.T).data)  # by columns, so that a column is read in few pieces
-            self._chunk_rows.append(len(rows))
-            self._waiting = []
-
-    def columns(self, start: int, stop: int) -> Float32Array:
-        """(stop - start, N) scores of the classes ``start`` to ``stop``."""
-        self._write()
-        parts = [np.empty((stop - start, 0), dtype=np.float32)]
-        offset = 0
-        for rows in self._chunk_rows:
-            self._file.seek(4 * (offset + start * rows))
-            data = self._file.read(4 * (stop - start) * rows)
-            parts.append(np.frombuffer(data, dtype=np.float32).reshape(stop - start, rows))
-            offset += rows * self.num_classes
-        self._file.seek(0, 2)
-        return np.concatenate(parts, axis=1)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 @dataclass
@@ -173,7 +81,6 @@ class Counts:
         self.hits = other.hits.copy() if not len(self.hits) else self.hits + other.hits
 
 
-# ------------------------------------------------------------------------------------------------------- evaluator
 class MultiLabelEvaluator(DatasetEvaluator):
     """Collects the scores of a data set and reports the numbers of its protocol; see the head of this file.
 
@@ -192,7 +99,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: a data set registered with :func:`zeroshot_d2.datasets.register_multilabel`.
+            dataset_name: a data set registered with :func:`zeroshot_d2.register_multilabel`.
             top_k: the K of P, R and F1.
             distributed: add up the results of all processes.
             folder: of the temporary file; by default the system's.
@@ -205,7 +112,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         if missing:
             raise ValueError(
                 f"data set {dataset_name!r} has no {', '.join(missing)} in its metadata: "
-                "register it with zeroshot_d2.datasets.register_multilabel"
+                "register it with zeroshot_d2.register_multilabel"
             )
         self._dataset_name = dataset_name
         self._split: ClassSplit = meta.class_split
@@ -217,7 +124,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
             wrong = [k for k in self._top_k if not 1 <= k <= mask.sum()]
             if wrong:
                 raise ValueError(
-                    f"MODEL.EPSILON.TEST.TOP_K {wrong} is not within the {mask.sum()} classes that are ranked for "
+                    f"TEST.TOP_K {wrong} is not within the {mask.sum()} classes that are ranked for "
                     f"{task or 'classification'} on data set {dataset_name!r}"
                 )
         # Of the 81 concepts of NUS-WIDE an image may have none: it is not "labelled".
@@ -375,6 +282,11 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 numbers.update(zip((f"{prefix}P@{k}", f"{prefix}R@{k}", f"{prefix}F1@{k}"), values, strict=True))
             numbers["num_images"] = count.images
         return numbers
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> MultiLabelEvaluator:
+    """The evaluator of the protocol that the data set was registered with, with the K of ``TEST.TOP_K``."""
+    return MultiLabelEvaluator(dataset_name, top_k=cfg.TEST.TOP_K)
 
 
 def tasks_of(split: ClassSplit, protocol: str) -> dict[str, BoolArray]:

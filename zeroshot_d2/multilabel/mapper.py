@@ -1,4 +1,4 @@
-"""Dataset dicts -> model inputs: reads an image and makes it the square that the backbone sees.
+"""Dataset dicts -> model inputs: reads an image and makes it the square that the model sees.
 
 Shapes: S side of the square, K classes.
 """
@@ -7,42 +7,56 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils as utils
 from torchvision.transforms import v2
 
-from zeroshot_d2.vocabulary import split_of_dataset
+from ..images import MAX_PIXELS, UnreadableImage, read_image
+from ..vocabulary import split_of_dataset
 
 logger = logging.getLogger(__name__)
 
 
-class EpsilonDatasetMapper:
+class MultiLabelMapper:
     """In training: random crop, size and flip. In testing: the whole image, squeezed to the square."""
 
     @configurable
-    def __init__(self, *, is_train: bool, transform: v2.Transform, image_format: str, skip_unreadable: bool) -> None:
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        transform: v2.Transform,
+        image_format: str,
+        skip_unreadable: bool,
+        num_classes: Mapping[str, int] | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         """
         Args:
             is_train: whether labels are needed.
             transform: torchvision's, from (3, H, W) uint8 to (3, S, S) uint8.
             image_format: "RGB" or "BGR".
             skip_unreadable: return None for an image that cannot be read instead of raising.
+            num_classes: K by data set, so that loader workers need not know it; others are looked up in MetadataCatalog.
+            max_pixels: files with more are refused.
         """
         self.is_train = is_train
         self.transform = transform
         self.image_format = image_format
         self.skip_unreadable = skip_unreadable
+        self.num_classes = dict(num_classes or {})
+        self.max_pixels = max_pixels
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        size = (cfg.MODEL.EPSILON.IMAGE_SIZE, cfg.MODEL.EPSILON.IMAGE_SIZE)
-        least, most = cfg.MODEL.EPSILON.CROP_SCALE
+        size = (cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE)
+        least, most = cfg.INPUT.CROP_SCALE
         if not 0 < least <= most <= 1:
-            raise ValueError(f"MODEL.EPSILON.CROP_SCALE must be shares 0 < least <= most <= 1, got {least, most}")
+            raise ValueError(f"INPUT.CROP_SCALE must be shares 0 < least <= most <= 1, got {least, most}")
         steps: list[v2.Transform] = []
         if is_train and least < 1:
             steps.append(v2.RandomResizedCrop(size, scale=(least, most), antialias=True))
@@ -56,31 +70,44 @@ class EpsilonDatasetMapper:
             "transform": v2.Compose(steps),
             "image_format": cfg.INPUT.FORMAT,
             "skip_unreadable": cfg.INPUT.SKIP_UNREADABLE and is_train,
+            "num_classes": {
+                name: len(split_of_dataset(name)) for name in (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
+            },
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """Adds ``image`` (3, S, S) uint8; labels stay sparse: ``positive_labels`` and ``negative_labels``, class indices.
 
         Raises:
-            OSError: the image is missing or cannot be read; it is named. None is returned instead where unreadable images
-                are to be skipped.
+            FileNotFoundError, UnreadableImage: the image is missing or cannot be read; it is named. None is returned instead
+                where unreadable images are to be skipped.
             ValueError: a label outside the vocabulary, or none where training needs them.
         """
         dataset_dict = copy.copy(dataset_dict)
-        check_labels(dataset_dict, required=self.is_train)
+        check_labels(
+            dataset_dict, required=self.is_train, num_classes=self.num_classes.get(dataset_dict.get("dataset_name"))
+        )
         try:
-            image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
-        except OSError as error:  # PIL.UnidentifiedImageError is one
+            image = read_image(dataset_dict["file_name"], max_pixels=self.max_pixels)
+        except (FileNotFoundError, UnreadableImage) as error:
             if self.skip_unreadable:
-                logger.warning("skipped: cannot read the image %s: %s", dataset_dict["file_name"], error)
+                logger.warning("skipped: %s", error)
                 return None
-            raise OSError(f"cannot read the image {dataset_dict['file_name']}: {error}") from error
+            raise
+        if self.image_format == "BGR":
+            image = image[:, :, ::-1]
         dataset_dict["image"] = self.transform(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
         return dataset_dict
 
 
-def check_labels(dataset_dict: dict[str, Any], *, required: bool) -> None:
+def check_labels(dataset_dict: dict[str, Any], *, required: bool, num_classes: int | None = None) -> None:
     """Compare the labels of a dataset dict with the vocabulary of its data set.
+
+    Args:
+        dataset_dict: of one image.
+        required: whether labels must be there.
+        num_classes: K; by default that of the data set, which then must be registered.
 
     Raises:
         ValueError: an index outside the vocabulary, or no ``positive_labels`` although they are ``required``.
@@ -89,10 +116,11 @@ def check_labels(dataset_dict: dict[str, Any], *, required: bool) -> None:
         if required:
             raise ValueError(
                 f'{dataset_dict.get("file_name")} has no "positive_labels": register the data set with '
-                "zeroshot_d2.datasets.register_multilabel"
+                "zeroshot_d2.register_multilabel"
             )
         return
-    num_classes = len(split_of_dataset(dataset_dict["dataset_name"]))
+    if num_classes is None:
+        num_classes = len(split_of_dataset(dataset_dict["dataset_name"]))
     for key in ("positive_labels", "negative_labels"):
         labels = np.asarray(dataset_dict.get(key, ()), dtype=np.int64)
         if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):

@@ -1,10 +1,9 @@
-"""The paper's pictures: the first K labels of images (Fig. 4), where the groups look (Fig. 1), and the mAP against a
-hyper-parameter (Fig. 3).
+"""The task's pictures from arrays: the first labels of images (Epsilon's Fig. 4), mAP against a hyper-parameter (Fig. 3).
 
-Every function takes arrays and returns a ``matplotlib.figure.Figure``, drawn without pyplot's global state; write it with
-:func:`save_figure`.
+Every function takes arrays and returns a ``matplotlib.figure.Figure``; write it with
+:func:`zeroshot_d2.pictures.style.save_figure`.
 
-Shapes: K classes, G groups (the paper's M), (h, w) the grid of patches, (H, W) the image. Images are (H, W, 3) uint8 RGB.
+Shapes: K classes, (H, W) the image. Images are (H, W, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -18,15 +17,14 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zeroshot_d2.class_split import ClassSplit
-from zeroshot_d2.figures import save_figure as save_figure
+from ..class_split import ClassSplit
+from ..images import ImageArray
+from ..pictures.style import INK, UNSEEN_COLOR, class_text, show_image
+from .predictor import best_labels
 
-ImageArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.floating[Any]]
 
-MODULES = {"GPA": "group_attention", "GFP": "global_attention"}  # by what the model calls their attention
-
-_INK, _MUTED, _UNSEEN = "#22262b", "#8a929c", "#b3122b"
+_PALE = "#8a929c"
 
 
 @dataclass(frozen=True)
@@ -46,22 +44,10 @@ class LabelledImage:
     title: str = ""
 
 
-def best_labels(scores: FloatArray, top_k: int, threshold: float | None = None) -> list[int]:
-    """Indices of the ``top_k`` best scores at or above ``threshold``, best first; equal scores in vocabulary order.
-
-    Raises:
-        ValueError: ``top_k`` is not between 1 and the number of scores.
-    """
-    if not 1 <= top_k <= len(scores):
-        raise ValueError(f"top_k must be between 1 and the {len(scores)} classes of the vocabulary, got {top_k}")
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    return [int(k) for k in order if threshold is None or scores[k] >= threshold]
-
-
 def top_labels_figure(
     examples: Sequence[LabelledImage], split: ClassSplit, *, top_k: int = 10, threshold: float | None = None
 ) -> Figure:
-    """Fig. 4: under each image its first labels. Unseen ones carry an asterisk, right ones are bold, and what is known to be
+    """Fig. 4: under each image its first labels. Unseen ones carry a star, right ones are bold, and what is known to be
     wrong is grey.
 
     Raises:
@@ -78,8 +64,8 @@ def top_labels_figure(
         axes.axis("off")
     for i, example in enumerate(examples):
         row, column = divmod(i, columns)
-        show_image(grid[2 * row, column], example.image)
-        grid[2 * row, column].set_title(example.title, fontsize=8, color=_INK)
+        show_photo(grid[2 * row, column], example.image)
+        grid[2 * row, column].set_title(example.title, fontsize=8, color=INK)
         _write_labels(grid[2 * row + 1, column], example, split, top_k, threshold)
     return figure
 
@@ -92,118 +78,13 @@ def _write_labels(axes: Axes, example: LabelledImage, split: ClassSplit, top_k: 
         axes.text(
             0.02,
             place + 0.5,
-            f"{split.names[k]}{' *' if unseen else ''}",
+            class_text(split, k),
             fontsize=8,
             va="center",
             fontweight="bold" if right else "normal",
-            color=_MUTED if known and not right else _UNSEEN if unseen else _INK,
+            color=_PALE if known and not right else UNSEEN_COLOR if unseen else INK,
         )
-        axes.text(0.98, place + 0.5, f"{example.scores[k]:.2f}", fontsize=7, va="center", ha="right", color=_MUTED)
-
-
-def labels_of_groups(
-    scores: FloatArray, group_of_class: npt.NDArray[np.integer[Any]], split: ClassSplit, num_groups: int, top_k: int = 10
-) -> list[str]:
-    """For each group the best label that it speaks for: whose score is its own (Eq. 9), among the image's first labels.
-
-    Args:
-        scores: (K,).
-        group_of_class: (K,), the group that gave each score.
-        split: the vocabulary; unseen labels get an asterisk.
-        num_groups: G.
-        top_k: how many of the image's labels count; a group with none of them gets an empty text.
-    """
-    labels = [""] * num_groups
-    for k in reversed(best_labels(scores, min(top_k, len(scores)))):
-        labels[group_of_class[k]] = f"{split.names[k]}{' *' if split.names[k] in split.unseen else ''}"
-    return labels
-
-
-def attention_by_module(output: Mapping[str, Any]) -> dict[str, Any]:
-    """{"GPA", "GFP": (G, h, w)} of the modules that the model has, out of what it gives for an image."""
-    return {module: output[key] for module, key in MODULES.items() if key in output}
-
-
-def spoken_labels(output: Mapping[str, Any], split: ClassSplit, top_k: int = 10) -> list[str] | None:
-    """:func:`labels_of_groups` of what the model gives for an image, as arrays; None for a model without attention."""
-    attention = next(iter(attention_by_module(output).values()), None)
-    if attention is None:
-        return None
-    return labels_of_groups(output["scores"], output["group_of_class"], split, len(attention), top_k)
-
-
-def attention_figure(
-    image: ImageArray, attention: FloatArray, *, title: str = "", labels: Sequence[str] | None = None
-) -> Figure:
-    """Where each group looks, over the image.
-
-    Args:
-        image: (H, W, 3).
-        attention: (G, h, w), non-negative, covering the whole image; each group has a colour scale of its own.
-        title: above everything.
-        labels: for each group what it speaks for, as :func:`labels_of_groups` gives it.
-    """
-    groups = len(attention)
-    columns = min(5, groups + 1)
-    rows = -(-(groups + 1) // columns)
-    height = 1.85 + 0.15 * (labels is not None)
-    figure = Figure(figsize=(1.7 * columns, height * rows + 0.3 * bool(title)), layout="constrained")
-    figure.suptitle(title, fontsize=10, color=_INK)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels:
-        axes.axis("off")
-    _draw_groups(panels[: groups + 1], image, attention, labels)
-    return figure
-
-
-def _draw_groups(
-    panels: Sequence[Axes], image: ImageArray, attention: FloatArray, labels: Sequence[str] | None
-) -> None:
-    """The image in the first of the G + 1 panels, a group in each of the others."""
-    show_image(panels[0], image)
-    panels[0].set_title("image", fontsize=8, color=_INK)
-    height, width = image.shape[:2]
-    for group, axes in enumerate(panels[1:]):
-        axes.imshow(image.mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
-        overlay = axes.imshow(attention[group], cmap="inferno", alpha=0.65, extent=(0, width, height, 0), vmin=0)
-        overlay.set_interpolation("bilinear" if min(height, width) > 4 * max(attention.shape[1:]) else "nearest")
-        below = "" if labels is None else f"\n{labels[group] or '–'}"
-        axes.set_title(f"group {group + 1}{below}", fontsize=7.5, color=_INK)
-
-
-@dataclass(frozen=True)
-class AttendedImage:
-    """An image and where the groups of each module look.
-
-    Args:
-        image: (H, W, 3).
-        attention: {"GPA" or "GFP": (G, h, w)}, as for :func:`attention_figure`.
-        labels: for each group what it speaks for, as :func:`labels_of_groups` gives it.
-    """
-
-    image: ImageArray
-    attention: Mapping[str, FloatArray]
-    labels: Sequence[str] | None = None
-
-
-def attentions_figure(examples: Sequence[AttendedImage]) -> Figure:
-    """Fig. 1, the attention of Epsilon: a row per image and module, a column per group.
-
-    Raises:
-        ValueError: no example, or a model whose modules give no attention.
-    """
-    rows = [(example, module, maps) for example in examples for module, maps in example.attention.items()]
-    if not rows:
-        raise ValueError("there is no attention to draw: the model needs GPA or GFP, and at least one image")
-    columns = max(len(maps) for _, _, maps in rows) + 1
-    figure = Figure(figsize=(1.3 * columns, 1.6 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for panels, (example, module, maps) in zip(grid, rows, strict=True):
-        for axes in panels:
-            axes.set(xticks=[], yticks=[], frame_on=False)
-        _draw_groups(panels[: len(maps) + 1], example.image, maps, example.labels)
-        panels[0].set_ylabel(module, fontsize=9, color=_INK)
-    return figure
+        axes.text(0.98, place + 0.5, f"{example.scores[k]:.2f}", fontsize=7, va="center", ha="right", color=_PALE)
 
 
 def sweep_figure(points: Mapping[Any, Mapping[str, Sequence[float]]], label: str) -> Figure:
@@ -228,18 +109,18 @@ def sweep_figure(points: Mapping[Any, Mapping[str, Sequence[float]]], label: str
         axes.errorbar(range(len(values)), means, yerr=spreads, color=color, marker=marker, capsize=3, label=series)
     counts = {len(runs) for point in points.values() for runs in point.values()}
     axes.set_xticks(range(len(values)), [f"{value:g}" if isinstance(value, float) else str(value) for value in values])
-    axes.set_xlabel(label, fontsize=9, color=_INK)
-    axes.set_ylabel("mAP (%)", fontsize=9, color=_INK)
-    axes.tick_params(labelsize=8, colors=_INK)
+    axes.set_xlabel(label, fontsize=9, color=INK)
+    axes.set_ylabel("mAP (%)", fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, colors=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dde1e6", linewidth=0.8)
     if counts != {1}:
         runs_text = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-        axes.set_title(f"mean and standard deviation of {runs_text} runs", fontsize=8, color=_MUTED)
+        axes.set_title(f"mean and standard deviation of {runs_text} runs", fontsize=8, color=_PALE)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
-def show_image(axes: Axes, image: ImageArray) -> None:
+def show_photo(axes: Axes, image: ImageArray) -> None:
     """Small images keep their pixels sharp."""
-    axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 200 else "antialiased")
+    show_image(axes, image, "nearest" if max(image.shape[:2]) < 200 else "antialiased")

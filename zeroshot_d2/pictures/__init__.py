@@ -1,0 +1,1 @@
+"""What all pictures share: colours, marks of unseen classes, files, and the HTML report."""

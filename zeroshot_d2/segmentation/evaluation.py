@@ -1,4 +1,4 @@
-"""Evaluation of zero-shot segmentation (AlignZeg, Sec. 4.1, Tables 1-3 and 6).
+"""Evaluation of zero-shot segmentation, for any model of the task.
 
 Protocols, from the metadata of the data set:
 
@@ -8,39 +8,29 @@ Protocols, from the metadata of the data set:
     cross-dataset   trained on another data set: mIoU, pAcc
 
 Means are over the classes that occur in the ground truth; pAcc is over all labelled pixels; everything is in percent.
-Shapes: Q proposals, K classes, H, W size of the image, h, w size of the masks.
+Shapes: K classes, H, W size of the image.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
-from torch import Tensor
 
-from zeroshot_d2.class_split import ClassSplit
-from zeroshot_d2.datasets.sem_seg import IGNORE_LABEL, read_label
-from zeroshot_d2.metrics import (
-    confusion_matrix,
-    harmonic_mean,
-    iou_per_class,
-    mean_over,
-    pixel_accuracy,
-    sum_confusions,
-)
-
-# Masks brought to full size at a time: 8 masks of a 12-megapixel photo take 0.4 GB.
-_MASKS_PER_CHUNK = 8
+from ..class_split import ClassSplit
+from ..metrics import harmonic_mean
+from ..storage import write_json
+from .labels import IGNORE_LABEL, read_label
+from .metrics import confusion_matrix, iou_per_class, mean_over, pixel_accuracy, sum_confusions
 
 
 class ZeroShotSemSegEvaluator(SemSegEvaluator):
@@ -122,7 +112,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         """(H, W) vocabulary indices; K where ignored."""
         if file_name not in self.input_file_to_gt_file:
             raise ValueError(f"{file_name} is not an image of data set {self._dataset_name!r}")
-        label = read_label(self.input_file_to_gt_file[file_name], self._table).astype(np.int64)
+        label = read_label(self.input_file_to_gt_file[file_name], self._table, photo=file_name).astype(np.int64)
         label[label == IGNORE_LABEL] = self._num_classes
         return label
 
@@ -167,68 +157,12 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         return OrderedDict(sem_seg=results)
 
     def _write_predictions(self, predictions: list[dict[str, Any]]) -> None:
-        import json  # only here: hardly anyone asks for this file
-
-        PathManager.mkdirs(self._output_dir)
-        with PathManager.open(f"{self._output_dir}/sem_seg_predictions.json", "w") as file:
-            json.dump(predictions, file)
+        write_json(Path(self._output_dir) / "sem_seg_predictions.json", predictions)
 
 
-class OracleEvaluator(ZeroShotSemSegEvaluator):
-    """How good the proposals alone are (Table 6): every proposal is given its ground-truth class.
-
-    Needs ``output["proposals"]["mask_logits"]`` (Q, h, w), cropped to the image, which the model returns when
-    ``MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS`` is set. The class of a proposal is the one with the largest soft
-    overlap, that is the sum of the mask's probabilities over the labelled pixels of the class; then semantic
-    inference runs with one-hot class scores.
-    """
-
-    def _prediction(self, output: Mapping[str, Any], truth: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        if "mask_logits" not in output.get("proposals", {}):
-            raise ValueError(
-                "the oracle protocol needs output['proposals']['mask_logits']: set MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS True"
-            )
-        return oracle_prediction(output["proposals"]["mask_logits"], truth, self._num_classes)
-
-    def evaluate(self) -> OrderedDict[str, dict[str, Any]] | None:
-        """As the base class; "protocol" says that the classes are the oracle's."""
-        results = super().evaluate()
-        if results is not None:
-            results["sem_seg"]["protocol"] += " (oracle)"
-        return results
-
-
-def _masks_at(mask_logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Mask probabilities (<= 8, H, W) at full size, a few proposals at a time, in order."""
-    for chunk in mask_logits.split(_MASKS_PER_CHUNK):
-        yield F.interpolate(chunk[None].float(), size=size, mode="bilinear", align_corners=False)[0].sigmoid()
-
-
-@torch.no_grad()
-def oracle_prediction(mask_logits: Tensor, truth: npt.NDArray[np.int64], num_classes: int) -> npt.NDArray[np.int64]:
-    """Semantic inference with ground-truth classes for the proposals (Table 6).
-
-    Args:
-        mask_logits: (Q, h, w), covering exactly the image.
-        truth: (H, W) vocabulary indices, ``num_classes`` where ignored.
-        num_classes: K.
-
-    Returns:
-        (H, W) vocabulary indices; K ("no prediction") everywhere if no pixel is labelled.
-    """
-    height, width = truth.shape
-    labels = torch.from_numpy(truth).to(mask_logits.device)
-    present = torch.unique(labels)
-    present = present[present < num_classes]
-    if present.numel() == 0:
-        return np.full_like(truth, num_classes)
-    regions = (labels == present[:, None, None]).float()  # (C, H, W), C classes in the image
-
-    scores = torch.zeros_like(regions)
-    for masks in _masks_at(mask_logits, (height, width)):
-        overlap = masks.flatten(1) @ regions.flatten(1).T  # (<= 8, C)
-        scores.index_add_(0, overlap.argmax(dim=1), masks)
-    return present[scores.argmax(dim=0)].cpu().numpy()
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> ZeroShotSemSegEvaluator:
+    """The evaluator of the protocol that the data set was registered with."""
+    return ZeroShotSemSegEvaluator(dataset_name)
 
 
 def protocol_results(confusion: npt.NDArray[np.int64], split: ClassSplit, protocol: str, num_images: int) -> dict[str, Any]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
-from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from zeroshot_d2.datasets.sem_seg import IGNORE_LABEL, read_raw_label
+from ..images import MAX_PIXELS, UnreadableImage, read_image, read_label_image
+from .labels import IGNORE_LABEL, LabelTable
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ _IGNORE_BYTE = 0xFF  # both bytes of IGNORE_LABEL
 assert IGNORE_LABEL == 0xFFFF
 
 
-class AlignZegDatasetMapper:
+class SegmentationMapper:
     """In training: random size, colour, crop (padded where the image is smaller) and flip. In testing: the short side."""
 
     @configurable
@@ -33,6 +34,8 @@ class AlignZegDatasetMapper:
         augmentations: list[T.Augmentation | T.Transform],
         image_format: str,
         skip_unreadable: bool,
+        label_tables: Mapping[str, LabelTable] | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """
         Args:
@@ -40,11 +43,15 @@ class AlignZegDatasetMapper:
             augmentations: applied to image and labels.
             image_format: "RGB" or "BGR".
             skip_unreadable: return None for a sample whose files cannot be read instead of raising.
+            label_tables: by data set, so that loader workers need not know it; others are looked up in MetadataCatalog.
+            max_pixels: files with more are refused.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.skip_unreadable = skip_unreadable
+        self.label_tables = dict(label_tables or {})
+        self.max_pixels = max_pixels
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -70,30 +77,39 @@ class AlignZegDatasetMapper:
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "skip_unreadable": cfg.INPUT.SKIP_UNREADABLE and is_train,
+            "label_tables": {name: MetadataCatalog.get(name).label_table for name in cfg.DATASETS.TRAIN} if is_train else {},
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """Adds ``image`` (3, H, W) uint8 and, in training, ``sem_seg`` (H, W) long.
 
         Raises:
-            OSError, ValueError: a file cannot be read; it is named. Where such files are to be skipped, None is returned.
+            FileNotFoundError, UnreadableImage: a file is missing or cannot be read; it is named. Where such files are to be
+                skipped, None is returned.
             ValueError: a label value is outside the data set's table, or image and labels differ in size.
         """
         dataset_dict = copy.copy(dataset_dict)
+        image_file = dataset_dict["file_name"]
+        raw_label = None
         try:
-            image = _read_image(dataset_dict["file_name"], self.image_format)
-            raw_label = read_raw_label(dataset_dict["sem_seg_file_name"]) if self.is_train else None
-        except (OSError, ValueError) as error:
+            image = read_image(image_file, max_pixels=self.max_pixels)
+            if self.is_train:
+                label_file = dataset_dict["sem_seg_file_name"]
+                raw_label = read_label_image(label_file, photo=image_file, max_pixels=self.max_pixels)
+        except (FileNotFoundError, UnreadableImage) as error:
             if self.skip_unreadable:
                 logger.warning("skipped: %s", error)
                 return None
             raise
+        if self.image_format == "BGR":
+            image = np.ascontiguousarray(image[:, :, ::-1])
         # Not in the block above: a value that the table does not know is a mistake in the registration, not a broken file.
-        sem_seg = None if raw_label is None else _map_label(raw_label, dataset_dict)
+        sem_seg = None if raw_label is None else self._map_label(raw_label, dataset_dict)
         if sem_seg is not None and sem_seg.shape != image.shape[:2]:
             raise ValueError(
-                f"{dataset_dict['file_name']} is {image.shape[1]}x{image.shape[0]} pixels, but its labels "
-                f"{dataset_dict['sem_seg_file_name']} are {sem_seg.shape[1]}x{sem_seg.shape[0]}"
+                f"{image_file} is {image.shape[1]}x{image.shape[0]} pixels, but its labels "
+                f"{label_file} are {sem_seg.shape[1]}x{sem_seg.shape[0]}"
             )
         dataset_dict.setdefault("height", image.shape[0])
         dataset_dict.setdefault("width", image.shape[1])
@@ -103,6 +119,15 @@ class AlignZegDatasetMapper:
         if aug_input.sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(_from_planes(aug_input.sem_seg).astype(np.int64))
         return dataset_dict
+
+    def _map_label(self, raw_label: np.ndarray, dataset_dict: dict[str, Any]) -> np.ndarray:
+        """Label values (H, W) -> vocabulary indices (H, W); an unknown value is an error that names the file."""
+        name = dataset_dict["dataset_name"]
+        table = self.label_tables.get(name) or MetadataCatalog.get(name).label_table
+        try:
+            return table.apply(raw_label)
+        except ValueError as error:
+            raise ValueError(f"{dataset_dict['sem_seg_file_name']}: {error}") from error
 
 
 def _to_planes(label: np.ndarray) -> np.ndarray:
@@ -114,23 +139,3 @@ def _to_planes(label: np.ndarray) -> np.ndarray:
 def _from_planes(planes: np.ndarray) -> np.ndarray:
     """(H, W, 2) uint8 -> (H, W) uint16."""
     return (planes[..., 0].astype(np.uint16) << 8) | planes[..., 1]
-
-
-def _map_label(raw_label: np.ndarray, dataset_dict: dict[str, Any]) -> np.ndarray:
-    """Label values (H, W) -> vocabulary indices (H, W); an unknown value is an error that names the file."""
-    try:
-        return MetadataCatalog.get(dataset_dict["dataset_name"]).label_table.apply(raw_label)
-    except ValueError as error:
-        raise ValueError(f"{dataset_dict['sem_seg_file_name']}: {error}") from error
-
-
-def _read_image(file_name: str, image_format: str) -> np.ndarray:
-    """(H, W, 3) uint8, upright.
-
-    Raises:
-        OSError: missing, unreadable or truncated; named.
-    """
-    try:
-        return utils.read_image(file_name, format=image_format)
-    except (OSError, SyntaxError) as error:  # PIL reports a broken PNG chunk as SyntaxError
-        raise OSError(f"cannot read the image {file_name}: {error}") from error

@@ -17,18 +17,6 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 
-def harmonic_mean(a: float, b: float) -> float:
-    """2ab / (a + b), AlignZeg's hIoU of mIoU(S) and mIoU(U) (Sec. 4.1); 0 when both are 0, in the unit of the
-    arguments.
-
-    Raises:
-        ValueError: a number is negative.
-    """
-    if a < 0 or b < 0:
-        raise ValueError(f"the harmonic mean is for numbers >= 0, got {a} and {b}")
-    return 2.0 * a * b / (a + b) if a + b > 0 else 0.0
-
-
 def confusion_matrix(prediction: IntArray, truth: IntArray, num_classes: int) -> npt.NDArray[np.int64]:
     """Count pixels by (predicted, true) class.
 

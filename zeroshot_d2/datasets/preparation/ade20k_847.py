@@ -1,6 +1,6 @@
 """ADE20K, 847 classes (A-847): images and 16-bit label images from the full release of 2021_17_01.
 
-    python datasets/prepare_ade20k_847.py [--root $DETECTRON2_DATASETS] [--parts validation] [--short-side 512]
+    python -m zeroshot_d2 datasets prepare ade20k_847 [--root $DETECTRON2_DATASETS] [--parts validation] [--short-side 512]
     [--workers N]
 
 reads   ADE20K_2021_17_01/images/ADE/{training,validation}/**/<image>.jpg and <image>_seg.png
@@ -15,16 +15,18 @@ run continues.
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zeroshot_d2.datasets.builtin import datasets_root
-from zeroshot_d2.datasets.preparation import run_jobs, save_label, whole_file
+from ...cli import Parser
+from ...images import UnreadableImage, read_image, write_image
+from ...storage import datasets_root
+from .jobs import run_jobs, save_label
 
 Job = tuple[Path, Path, Path, int]  # image, output image, output label, short side (0: as it is)
 
@@ -47,17 +49,16 @@ def rewrite(job: Job) -> None:
     """Write one image and its label; the label last, since it marks the pair as done."""
     image_file, output_image, output_label, short_side = job
     try:
-        with Image.open(image_file.with_name(f"{image_file.stem}_seg.png")) as opened:
-            label = Image.fromarray(class_indices(np.asarray(opened.convert("RGB"))).astype(np.int32))
-        with Image.open(image_file) as opened:
-            image = opened.convert("RGB")
-    except OSError as error:
+        label = Image.fromarray(
+            class_indices(read_image(image_file.with_name(f"{image_file.stem}_seg.png"))).astype(np.int32)
+        )
+        image = Image.fromarray(read_image(image_file))
+    except (FileNotFoundError, UnreadableImage) as error:
         raise ValueError(f"{image_file} or its _seg.png is missing or damaged: {error}") from error
     if image.size != label.size:
         raise ValueError(f"{image_file}: image {image.size} and label {label.size} differ in size (width, height)")
     size = smaller(image.size, short_side)
-    with whole_file(output_image) as temporary:
-        image.resize(size, Image.Resampling.BILINEAR).save(temporary, format="JPEG", quality=95)
+    write_image(output_image, np.asarray(image.resize(size, Image.Resampling.BILINEAR)), quality=95)
     save_label(output_label, np.asarray(label.resize(size, Image.Resampling.NEAREST)))
 
 
@@ -83,17 +84,14 @@ def convert(release: Path, output: Path, part: str, short_side: int = 512, worke
     print(f"{part}: {len(images)} images")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(datasets_root()))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run with the command-line arguments ``argv``."""
+    parser = Parser("python -m zeroshot_d2 datasets prepare ade20k_847", __doc__, takes_keys=False)
+    parser.add_argument("--root", type=Path, default=datasets_root())
     parser.add_argument("--parts", nargs="+", choices=("training", "validation"), default=["validation"])
     parser.add_argument("--short-side", type=int, default=512)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    arguments = parser.parse_args()
+    arguments = parser.parse(argv)
     release = arguments.root / "ADE20K_2021_17_01"
     for part in arguments.parts:
         convert(release, release / "ade20k_847", part, arguments.short_side, arguments.workers)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """NUS-WIDE: one label file for training and one for testing, from the release's text files.
 
-    python datasets/prepare_nus_wide.py [--root $DETECTRON2_DATASETS] [--no-image-check]
+    python -m zeroshot_d2 datasets prepare nus_wide [--root $DETECTRON2_DATASETS] [--no-image-check]
 
 reads   nus_wide/Flickr/<folder>/<image>.jpg
         nus_wide/**/{Imagelist,TrainImagelist,TestImagelist}.txt, TagList1k.txt, Concepts81.txt, AllTags1k.txt
@@ -12,7 +12,6 @@ Flickr users delete images, so hardly anyone has all of them: missing ones are c
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from zeroshot_d2.datasets.builtin import datasets_root
-from zeroshot_d2.datasets.multilabel import LabelColumns
+from ...cli import Parser
+from ...multilabel.columns import LabelColumns
+from ...storage import datasets_root, read_lines
 
 Bits = npt.NDArray[np.bool_]
 
@@ -40,10 +40,9 @@ def find(root: Path, name: str) -> Path:
     return found[0]
 
 
-def read_lines(path: Path) -> list[str]:
-    """Lines that are not empty, without byte-order mark, white space at their ends, and back-slashes."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return [line.strip().replace("\\", "/") for line in lines if line.strip()]
+def read_paths(path: Path) -> list[str]:
+    """The entries of one of the release's lists, with slashes instead of back-slashes."""
+    return [line.replace("\\", "/") for line in read_lines(path, comments=False)]
 
 
 def read_bits(text: bytes, path: Path) -> Bits:
@@ -82,8 +81,8 @@ def convert(root: Path, check_images: bool = True) -> None:
         FileNotFoundError: a part of the release is missing.
         ValueError: parts do not fit together: lines are missing, or an image is not in Imagelist.txt.
     """
-    images = read_lines(find(root, "Imagelist.txt"))
-    tags, concepts = read_lines(find(root, "TagList1k.txt")), read_lines(find(root, "Concepts81.txt"))
+    images = read_paths(find(root, "Imagelist.txt"))
+    tags, concepts = read_paths(find(root, "TagList1k.txt")), read_paths(find(root, "Concepts81.txt"))
     seen = [tag for tag in tags if tag not in set(concepts)]
     kept_columns = np.array([tag not in set(concepts) for tag in tags])
     print(f"{len(seen)} seen + {len(concepts)} unseen classes; {len(tags) - len(seen)} tags are concepts and are dropped")
@@ -115,7 +114,7 @@ def convert(root: Path, check_images: bool = True) -> None:
     if check_images and not photos.is_dir():
         raise FileNotFoundError(f"images not found: looked for the folder {photos}; --no-image-check goes on without")
     for part in ("Train", "Test"):
-        listed = read_lines(find(root, f"{part}Imagelist.txt"))
+        listed = read_paths(find(root, f"{part}Imagelist.txt"))
         strange = [path for path in listed if path not in position]
         if strange:
             raise ValueError(f"{len(strange)} images of {part}Imagelist.txt are not in Imagelist.txt, such as {strange[0]}")
@@ -151,13 +150,10 @@ def write_part(
     LabelColumns.build(class_ids, paths, new_index[image[here]], classes[here], ones).save(output)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(datasets_root()))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run with the command-line arguments ``argv``."""
+    parser = Parser("python -m zeroshot_d2 datasets prepare nus_wide", __doc__, takes_keys=False)
+    parser.add_argument("--root", type=Path, default=datasets_root())
     parser.add_argument("--no-image-check", action="store_true", help="keep images whose file is missing")
-    arguments = parser.parse_args()
+    arguments = parser.parse(argv)
     convert(arguments.root / "nus_wide", not arguments.no_image_check)
-
-
-if __name__ == "__main__":
-    main()

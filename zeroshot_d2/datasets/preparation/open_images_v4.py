@@ -1,6 +1,6 @@
 """Open Images V4: one label file per part, from the human image-level labels of the release of 2018_04.
 
-    python datasets/prepare_open_images_v4.py [--root $DETECTRON2_DATASETS] [--parts train validation test]
+    python -m zeroshot_d2 datasets prepare open_images_v4 [--root $DETECTRON2_DATASETS] [--parts train validation test]
     [--no-image-check]
 
 reads   open_images_v4/<part>-annotations-human-imagelabels.csv   (or in a folder <part>)
@@ -12,17 +12,19 @@ A part whose file is there is left as it is; delete the file to make it again.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from zeroshot_d2.datasets.builtin import datasets_root, load_class_list
-from zeroshot_d2.datasets.multilabel import LabelColumns
+from ...cli import Parser
+from ...multilabel.columns import LabelColumns
+from ...storage import datasets_root
+from ..builtin import load_class_list
 
 # Rows of the CSV files, from the release's page of facts and figures: a cut-off download is noticed.
 ROWS = {"train": 27_894_289, "validation": 551_390, "test": 1_667_399}
@@ -103,19 +105,16 @@ def convert(root: Path, part: str, check_images: bool = True, expected_rows: int
     print(f"{part}: {len(columns)} images")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(datasets_root()))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run with the command-line arguments ``argv``."""
+    parser = Parser("python -m zeroshot_d2 datasets prepare open_images_v4", __doc__, takes_keys=False)
+    parser.add_argument("--root", type=Path, default=datasets_root())
     parser.add_argument("--parts", nargs="+", choices=tuple(ROWS), default=list(ROWS))
     parser.add_argument("--no-image-check", action="store_true", help="keep images whose file is missing")
-    arguments = parser.parse_args()
+    arguments = parser.parse(argv)
     root = arguments.root / "open_images_v4"
     for part in arguments.parts:
         if (root / f"open_images_v4_{part}.npz").exists():
             print(f"{part}: is there already")
         else:
             convert(root, part, not arguments.no_image_check, ROWS[part])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """PASCAL Context, 59 classes: label images from the release's JSON (``trainval_merged.json``).
 
-    python datasets/prepare_pascal_context.py [--root $DETECTRON2_DATASETS] [--workers N]
+    python -m zeroshot_d2 datasets prepare pascal_context [--root $DETECTRON2_DATASETS] [--workers N]
 
 reads   VOCdevkit/VOC2010/trainval_merged.json
 writes  VOCdevkit/VOC2010/pascal_context_59/labels/<image>.png   0 unlabelled, k+1 class k
@@ -11,17 +11,20 @@ An interrupted run continues where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from zeroshot_d2.datasets.builtin import datasets_root, load_class_list
-from zeroshot_d2.datasets.preparation import run_jobs, save_label, stream_json_arrays, write_lists
+from ...cli import Parser
+from ...storage import datasets_root
+from ..builtin import load_class_list
+from .jobs import run_jobs, save_label, write_lists
+from .json_stream import stream_json_arrays
 
 Segment = tuple[int, Any]  # label value, and its mask as in the JSON
 Job = tuple[Path, int, int, list[Segment]]  # output file, height, width, segments in painting order
@@ -85,14 +88,11 @@ def convert(json_file: Path, output: Path, workers: int = 1) -> None:
     write_lists(output, parts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(datasets_root()))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run with the command-line arguments ``argv``."""
+    parser = Parser("python -m zeroshot_d2 datasets prepare pascal_context", __doc__, takes_keys=False)
+    parser.add_argument("--root", type=Path, default=datasets_root())
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    arguments = parser.parse_args()
+    arguments = parser.parse(argv)
     folder = arguments.root / "VOCdevkit" / "VOC2010"
     convert(folder / "trainval_merged.json", folder / "pascal_context_59", arguments.workers)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """PASCAL Context, all 459 classes: label images from the release's .mat files.
 
-    python datasets/prepare_pascal_context_459.py [--root $DETECTRON2_DATASETS] [--workers N]
+    python -m zeroshot_d2 datasets prepare pascal_context_459 [--root $DETECTRON2_DATASETS] [--workers N]
 
 reads   VOCdevkit/VOC2010/trainval/<image>.mat      LabelMap, 16-bit, from trainval.tar.gz
         VOCdevkit/VOC2010/trainval_merged.json      only which image belongs to train and which to val
@@ -12,14 +12,17 @@ An interrupted run continues where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from scipy.io import loadmat
 
-from zeroshot_d2.datasets.builtin import datasets_root, load_class_list
-from zeroshot_d2.datasets.preparation import run_jobs, save_label, stream_json_arrays, write_lists
+from ...cli import Parser
+from ...storage import datasets_root
+from ..builtin import load_class_list
+from .jobs import run_jobs, save_label, write_lists
+from .json_stream import stream_json_arrays
 
 Job = tuple[Path, Path]  # .mat file, output file
 
@@ -65,14 +68,11 @@ def convert(mat_root: Path, json_file: Path, output: Path, workers: int = 1) -> 
     write_lists(output, parts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(datasets_root()))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run with the command-line arguments ``argv``."""
+    parser = Parser("python -m zeroshot_d2 datasets prepare pascal_context_459", __doc__, takes_keys=False)
+    parser.add_argument("--root", type=Path, default=datasets_root())
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    arguments = parser.parse_args()
+    arguments = parser.parse(argv)
     folder = arguments.root / "VOCdevkit" / "VOC2010"
     convert(folder / "trainval", folder / "trainval_merged.json", folder / "pascal_context_459", arguments.workers)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,178 @@
+"""CLIP by name: names, tags, files, and the errors that spare silently wrong activations."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+from open_clip.transformer import QuickGELU
+from safetensors.torch import save_file
+
+from zeroshot_d2 import clip_loader
+from zeroshot_d2.clip.loader import DEMO_CLIP_NAME, DEMO_CLIP_WEIGHTS, create_clip, fingerprint, get_tokenizer
+
+QUICK_NAME, PLAIN_NAME = "test-tiny-quickgelu", "test-tiny"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_models(tmp_path_factory):
+    """Two open_clip models of a few thousand weights that differ in their activation, as ViT-B-16 and its twin do."""
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "layers": 2, "width": 64, "patch_size": 8},
+        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 64, "heads": 1, "layers": 2},
+    }
+    folder = tmp_path_factory.mktemp("configs")
+    for name, quick in ((QUICK_NAME, True), (PLAIN_NAME, False)):
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps({**config, **({"quick_gelu": True} if quick else {})}))
+        open_clip.add_model_config(path)
+
+
+def save(clip, path):
+    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, str(path))
+    return str(path)
+
+
+def as_torchscript(clip, path):
+    """A TorchScript archive with the weights under CLIP's names and OpenAI's three extra entries."""
+
+    class Archive(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    def attach(module, name, value):
+        head, _, rest = name.partition(".")
+        if rest:
+            if not hasattr(module, head):
+                module.add_module(head, Archive())
+            attach(getattr(module, head), rest, value)
+        else:
+            module.register_buffer(head, value)
+
+    archive = Archive()
+    for name, value in clip.state_dict().items():
+        attach(archive, name, value.half())
+    for name in ("input_resolution", "context_length", "vocab_size"):
+        archive.register_buffer(name, torch.tensor(8))
+    with torch.no_grad():
+        torch.jit.trace(archive, torch.zeros(1)).save(str(path))
+    return str(path)
+
+
+def test_random_weights_are_the_same_at_every_call_and_leave_the_generator_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first = create_clip(PLAIN_NAME, "")
+    assert torch.equal(torch.rand(1), expected)
+    torch.manual_seed(4)
+    assert fingerprint(create_clip(PLAIN_NAME, "")) == fingerprint(first)
+    assert not first.training and next(first.parameters()).dtype == torch.float32
+
+
+def test_quickgelu_follows_the_name():
+    def uses_quickgelu(clip):
+        return any(isinstance(module, QuickGELU) for module in clip.modules())
+
+    assert uses_quickgelu(create_clip(QUICK_NAME, "")) and not uses_quickgelu(create_clip(PLAIN_NAME, ""))
+
+
+def test_fingerprint_sees_every_weight():
+    clip = create_clip(PLAIN_NAME, "")
+    before = fingerprint(clip)
+    with torch.no_grad():
+        clip.ln_final.bias[3] += 1e-6
+    assert len(before) == 64 and fingerprint(clip) != before
+
+
+def test_unknown_name_suggests_a_close_one():
+    with pytest.raises(ValueError, match=r"unknown CLIP 'ViT-B-16-quickgello'; did you mean 'ViT-B-16-quickgelu'"):
+        create_clip("ViT-B-16-quickgello", "openai")
+
+
+def test_pretrained_is_neither_tag_nor_file():
+    with pytest.raises(ValueError, match=r"'/nowhere/clip.pt' is neither a weights file nor an open_clip tag .*openai"):
+        create_clip("ViT-B-16-quickgelu", "/nowhere/clip.pt")
+
+
+def test_openai_tag_needs_quickgelu():
+    with pytest.raises(ValueError, match="QuickGELU, but 'ViT-B-16' computes GELU.* Use 'ViT-B-16-quickgelu'"):
+        create_clip("ViT-B-16", "openai")
+
+
+@pytest.mark.parametrize(("name", "tag"), [("ViT-B-16-quickgelu", "openai"), ("ViT-B-16", "laion2b_s34b_b88k")])
+def test_weights_that_cannot_be_had_offline(name, tag, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # should this machine have them
+    with pytest.raises(
+        RuntimeError, match=rf"weights '{tag}' of '{name}' could not be loaded.*set MODEL.ALIGNZEG.CLIP.PRETRAINED"
+    ):
+        create_clip(name, tag)
+
+
+def test_bundled_weights_belong_to_the_demo_clip():
+    with pytest.raises(ValueError, match="goes with 'demo-world-clip' only"):
+        create_clip("ViT-B-16", "bundled")
+
+
+def test_bundled_weights_load():
+    clip = create_clip(DEMO_CLIP_NAME, "bundled")
+    assert fingerprint(clip) != fingerprint(create_clip(DEMO_CLIP_NAME, ""))
+    assert DEMO_CLIP_WEIGHTS.stat().st_size <= 10e6
+    assert fingerprint(clip) == fingerprint(create_clip(DEMO_CLIP_NAME, str(DEMO_CLIP_WEIGHTS)))
+
+
+def test_local_files(tmp_path):
+    torch.manual_seed(11)
+    clip = open_clip.create_model(PLAIN_NAME, pretrained=None, load_weights=False)
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    for path in (save(clip, tmp_path / "clip.safetensors"), str(tmp_path / "clip.pt")):
+        loaded = create_clip(PLAIN_NAME, path)
+        assert fingerprint(loaded) == fingerprint(clip) and not loaded.training
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_archive_as_openai_released_them(tmp_path):
+    torch.manual_seed(11)
+    clip = open_clip.create_model(QUICK_NAME, pretrained=None, load_weights=False).half().float().eval()
+    path = as_torchscript(clip, tmp_path / "weights.pt")
+    assert fingerprint(create_clip(QUICK_NAME, path)) == fingerprint(clip)
+    with pytest.raises(ValueError, match=f"QuickGELU, but '{PLAIN_NAME}' computes GELU.* Use '{PLAIN_NAME}-quickgelu'"):
+        create_clip(PLAIN_NAME, path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weights_of_another_model(tmp_path, suffix):
+    clip = create_clip(DEMO_CLIP_NAME, "")
+    path = tmp_path / f"clip.{suffix}"
+    if suffix == "pt":
+        torch.save(clip.state_dict(), path)
+    else:
+        save(clip, path)
+    with pytest.raises(ValueError, match=f"clip.{suffix} does not hold the weights of '{PLAIN_NAME}'"):
+        create_clip(PLAIN_NAME, str(path))
+
+
+@pytest.mark.parametrize("name", ["broken.pt", "broken.safetensors"])
+def test_a_file_that_holds_no_weights(tmp_path, name):
+    (tmp_path / name).write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=f"{name} does not hold the weights of '{PLAIN_NAME}'"):
+        create_clip(PLAIN_NAME, str(tmp_path / name))
+
+
+def test_openai_in_a_file_name_means_quickgelu(tmp_path):
+    path = save(create_clip(PLAIN_NAME, ""), tmp_path / "vit_openai.safetensors")
+    with pytest.raises(ValueError, match="QuickGELU"):
+        create_clip(PLAIN_NAME, path)
+
+
+def test_tokenizer_by_name():
+    tokens = get_tokenizer(DEMO_CLIP_NAME)(["striped green tile", "dark water"])
+    assert tokens.shape == (2, 24)
+    assert (tokens[0] > 0).sum() == 5 and (tokens[1] > 0).sum() == 4  # a token per word, and the two ends
+    assert get_tokenizer("ViT-B-16-quickgelu")(["a cat"]).shape == (1, 77)
+
+
+def test_pixel_statistics_are_those_of_clip():
+    assert pytest.approx((122.7709, 116.7460, 104.0937), abs=1e-3) == clip_loader.PIXEL_MEAN
+    assert pytest.approx((68.5005, 66.6322, 70.3232), abs=1e-3) == clip_loader.PIXEL_STD

@@ -1,0 +1,128 @@
+"""Text prototypes against open_clip's own encode_text, and their cache."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from zeroshot_d2 import label_embeddings
+from zeroshot_d2.clip.loader import DEMO_CLIP_NAME, get_tokenizer
+from zeroshot_d2.clip.text import TEMPLATES, ClipTextEmbeddings, embed_prompts, encode_tokens, get_templates
+from zeroshot_d2.label_embeddings import cached_embeddings
+
+NAMES = ("dark sand", "a very long name of a class that nobody would give to a tile", "red tile")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZEROSHOT_D2_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def plain(clip, prompts, templates):
+    """One text at a time, padded to the full context, averaged class by class."""
+    tokenizer = get_tokenizer(DEMO_CLIP_NAME)
+    rows = []
+    for prompt in prompts:
+        texts = [template.format(synonym.strip()) for synonym in prompt.split("|") for template in templates]
+        with torch.no_grad():
+            features = torch.cat([clip.encode_text(tokenizer([text]), normalize=True) for text in texts])
+        rows.append(F.normalize(features.mean(0), dim=0))
+    return torch.stack(rows)
+
+
+def test_tokens_without_padding_give_encode_text(random_clip):
+    tokens = get_tokenizer(DEMO_CLIP_NAME)(list(NAMES))
+    length = int((tokens > 0).sum(1).max())
+    with torch.no_grad():
+        expected = random_clip.encode_text(tokens)
+        for cut in (length, length + 3, tokens.shape[1]):
+            torch.testing.assert_close(encode_tokens(random_clip, tokens[:, :cut]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 512])
+def test_prototypes_equal_padded_single_texts(random_clip, batch_size):
+    prompts, templates = [*NAMES, "blue tile | azure tile|"], TEMPLATES["vild"][:5]
+    embeddings = embed_prompts(random_clip, get_tokenizer(DEMO_CLIP_NAME), prompts, templates, batch_size=batch_size)
+    expected = plain(random_clip, [prompt.strip(" |") for prompt in prompts], templates)
+    torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
+    assert embeddings.dtype == torch.float32 and not embeddings.requires_grad
+
+
+def test_synonyms_lie_between(random_clip):
+    tokenizer = get_tokenizer(DEMO_CLIP_NAME)
+    one, other, both = embed_prompts(random_clip, tokenizer, ["red tile", "dark water", "red tile|dark water"], ["{}"])
+    torch.testing.assert_close(both, F.normalize(one + other, dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_texts_longer_than_the_context_are_cut(random_clip):
+    embeddings = embed_prompts(random_clip, get_tokenizer(DEMO_CLIP_NAME), ["zebra crossing " * 30], ["{}"])
+    assert embeddings.isfinite().all()
+
+
+@pytest.mark.parametrize(("prompts", "message"), [([], "empty"), (["cat", " | "], "class 1 has a blank name")])
+def test_broken_prompts(random_clip, prompts, message):
+    with pytest.raises(ValueError, match=message):
+        embed_prompts(random_clip, get_tokenizer(DEMO_CLIP_NAME), prompts, ["{}"])
+
+
+def test_only_a_causal_tower_may_be_cut():
+    tower = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="Linear is not a CLIP with a causal text tower"):
+        encode_tokens(tower, torch.ones(1, 3, dtype=torch.long))
+
+
+def test_template_sets():
+    assert {name: len(templates) for name, templates in TEMPLATES.items()} == {"single": 1, "vild": 14, "imagenet": 80}
+    assert all(template.count("{}") == 1 for templates in TEMPLATES.values() for template in templates)
+    assert len(set(get_templates("vild"))) == 14
+    with pytest.raises(ValueError, match="unknown template set 'none'; there are 'single', 'vild', 'imagenet'"):
+        get_templates("none")
+
+
+def test_cache_hit_does_not_compute(own_cache):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return torch.arange(6.0).reshape(2, 3)
+
+    arguments = {"source": "clip 1", "prompts": ["a", "b"], "templates": ["{}"]}
+    first = cached_embeddings(compute, **arguments)
+    assert torch.equal(cached_embeddings(compute, **arguments), first) and len(calls) == 1
+    for changed in ({"source": "clip 2"}, {"prompts": ["b", "a"]}, {"templates": ["a {}"]}):
+        cached_embeddings(compute, **{**arguments, **changed})
+    assert len(calls) == 4
+    assert len(list(own_cache.glob("*.npz"))) == 4 and not list(own_cache.glob("*.tmp"))
+
+
+def test_an_entry_of_another_key_is_not_believed(own_cache):
+    """Should two keys ever share a file name, the key inside decides."""
+    arguments = {"source": "clip 1", "prompts": ["a"], "templates": ["{}"]}
+    cached_embeddings(lambda: torch.zeros(1, 2), **arguments)
+    (path,) = own_cache.glob("*.npz")
+    np.savez(path, key=np.array("something else"), embeddings=np.ones((1, 2), dtype=np.float32))
+    assert torch.equal(cached_embeddings(lambda: torch.full((1, 2), 5.0), **arguments), torch.full((1, 2), 5.0))
+
+
+@pytest.fixture
+def embeddings():
+    return ClipTextEmbeddings(name=DEMO_CLIP_NAME, pretrained="", templates=["{}"], weights_hash="0" * 64, kept=2)
+
+
+def test_clip_is_loaded_only_for_a_new_vocabulary(embeddings, random_clip, monkeypatch):
+    loads = []
+    monkeypatch.setattr(label_embeddings, "create_clip", lambda *args: loads.append(args) or random_clip)
+    first = embeddings(("red tile", "dark sand"))
+    assert loads == [(DEMO_CLIP_NAME, "")]
+    assert embeddings(["red tile", "dark sand"]) is first and len(loads) == 1  # from memory
+    embeddings(("dark water",), random_clip)
+    embeddings(("light water",), random_clip)  # at hand: not loaded, and the first vocabulary leaves the memory
+    assert len(loads) == 1
+    assert torch.equal(embeddings(("red tile", "dark sand")), first) and len(loads) == 1  # from disk
+
+
+def test_order_of_names_is_the_order_of_rows(embeddings, random_clip):
+    forward = embeddings(("red tile", "dark sand"), random_clip)
+    assert torch.equal(embeddings(("dark sand", "red tile"), random_clip).flip(0), forward)

@@ -1,0 +1,77 @@
+"""``python -m zeroshot_d2 VERB ...`` and the console script ``zeroshot-d2``."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import commands
+
+
+def summaries() -> dict[str, str]:
+    """{verb: the first line about it}, without importing what the verbs need."""
+    found = {}
+    for module in pkgutil.iter_modules(commands.__path__):
+        source = Path(commands.__path__[0], f"{module.name}.py").read_text(encoding="utf-8")
+        found[module.name] = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+    return found
+
+
+def find_verb(name: str) -> Callable[[Sequence[str]], int] | None:
+    """The function of a verb, of the project or of a registered system; None if there is none."""
+    if name in summaries():
+        return importlib.import_module(f"{commands.__name__}.{name}").main
+    from .cli import import_systems
+    from .system import all_systems, resolve
+
+    import_systems()
+    for system in all_systems():
+        if name in system.verbs:
+            return resolve(system.verbs[name])
+    return None
+
+
+def usage() -> str:
+    lines = [f"  {verb:<10} {text}" for verb, text in summaries().items()]
+    return "\n".join(
+        [
+            "usage: python -m zeroshot_d2 VERB ...",
+            "",
+            *lines,
+            "",
+            "`python -m zeroshot_d2 VERB --help` says what a verb takes.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; its exit status, 2 where the arguments or what they name are at fault."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the work
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
+    verb = find_verb(words[0])
+    if verb is None:
+        print(f"error: there is no verb {words[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    show_traceback = "--traceback" in words
+    if show_traceback:
+        words.remove("--traceback")
+    try:
+        return verb(words[1:])
+    except (ValueError, OSError) as error:  # what the project raises about what it was given
+        if show_traceback:
+            raise
+        print(f"error: {error}\n(--traceback shows where)", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

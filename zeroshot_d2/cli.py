@@ -1,0 +1,300 @@
+"""The one command line: what every command of the project takes, and the config that it gives.
+
+``--config-file`` names a file, or where there is none an installed config such as ``coco/alignzeg.yaml``; ``--model FOLDER``
+a finished run. ``--import`` runs code of yours first. ``KEY VALUE`` pairs at the end of a line override the config. Whatever
+else is not understood is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from .class_split import ClassSplit
+from .predictor import Predictor
+from .system import System, find_system, import_module
+from .vocabulary import read_names
+
+# The systems that come with the project; importing a package registers its systems.
+BUILT_IN = ("alignzeg_d2", "epsilon_d2")
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
+
+
+# --------------------------------------------------------------------------------------------------------- systems
+def import_systems(modules: Sequence[str] = ()) -> None:
+    """Import the systems of the project, then what ``--import`` names."""
+    for name in BUILT_IN:
+        importlib.import_module(name)
+    for name in modules:
+        import_module(name)
+
+
+# --------------------------------------------------------------------------------------------------------- configs
+def config_file(name: str) -> Path:
+    """The path of an installed config, such as ``"coco/alignzeg.yaml"``.
+
+    Raises:
+        FileNotFoundError: there is none of this name.
+    """
+    for folder in (Path(__file__).parent / "configs", Path(__file__).resolve().parents[1] / "configs"):  # wheel, checkout
+        if (folder / name).is_file():
+            return folder / name
+        if folder.is_dir():
+            known = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
+            close = difflib.get_close_matches(name, known, n=3)
+            raise FileNotFoundError(
+                f"there is no config {name!r}; " + (f"did you mean {' or '.join(close)}?" if close else f"see {folder}")
+            )
+    raise FileNotFoundError(
+        f"the configs are not installed: neither {Path(__file__).parent / 'configs'} nor a checkout is there"
+    )
+
+
+def find_config(name: str | Path) -> Path:
+    """A config by its path, or where there is no such file by its installed name.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    try:
+        return config_file(str(name).removeprefix("configs/"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--config-file {name} does not exist (looked for it from {Path.cwd()}); {error}") from None
+
+
+def system_of_config(path: str | Path) -> System:
+    """The system that a config file, or its ``_BASE_``, names.
+
+    Raises:
+        ValueError: it is no YAML mapping, names none, or one that is not registered.
+    """
+    try:
+        content = CfgNode.load_yaml_with_base(str(path))
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"the config {path} is no plain YAML, and tags that run Python code are not supported: {' '.join(str(error).split())}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the config {path} cannot be read: {error}") from error
+    name = content.get("MODEL", {}).get("META_ARCHITECTURE") if isinstance(content, dict) else None
+    if not isinstance(name, str):
+        raise ValueError(f"the config {path} names no MODEL.META_ARCHITECTURE, which says whose keys it has")
+    return find_system(name)
+
+
+def load_config(
+    config: str | Path, opts: Sequence[object] = (), *, weights: str | Path = "", modules: Sequence[str] = ()
+) -> CfgNode:
+    """The config of a file and overrides, on the CPU where there is no GPU.
+
+    ::
+
+        cfg = zeroshot_d2.load_config("coco/alignzeg.yaml", weights="model_final.pth")
+
+    Args:
+        config: a path, or an installed name.
+        opts: KEY, VALUE, KEY, VALUE, ...
+        weights: MODEL.WEIGHTS.
+        modules: what ``--import`` names.
+
+    Returns:
+        not frozen.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+        ValueError: the file or a key is faulty; it is named.
+    """
+    import_systems(modules)
+    path = find_config(config)
+    cfg = system_of_config(path).default_config()
+    try:
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        raise ValueError(f"the config {path}: {_explained(error, cfg)}") from error
+    if len(opts) % 2:
+        raise ValueError(f"KEY VALUE pairs come in twos, got {' '.join(map(str, opts))}")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (KeyError, ValueError, AssertionError) as error:
+            raise ValueError(f"{key} {value}: {_explained(error, cfg)}") from error
+    if weights:
+        cfg.MODEL.WEIGHTS = str(weights)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def _explained(error: BaseException, cfg: CfgNode) -> str:
+    """yacs names an unknown key in a KeyError; the nearest known ones are added."""
+    text = str(error.args[0]) if error.args else str(error)
+    unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
+    if unknown is None:
+        return text
+    close = difflib.get_close_matches(unknown[1], sorted(config_keys(cfg)), n=3)
+    return f"there is no key {unknown[1]}" + (f"; did you mean {' or '.join(close)}?" if close else "")
+
+
+def config_keys(cfg: CfgNode, prefix: str = "") -> set[str]:
+    """All keys of a config, with their sections: "SOLVER.BASE_LR"."""
+    found: set[str] = set()
+    for name, value in cfg.items():
+        found |= config_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else {f"{prefix}{name}"}
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- arguments
+class Parser(argparse.ArgumentParser):
+    """A parser for one command: ``--import`` and KEY VALUE pairs are part of it, and options are not abbreviated."""
+
+    def __init__(self, prog: str, description: str | None, *, takes_keys: bool = True) -> None:
+        """
+        Args:
+            prog: how the command is called.
+            description: shown by ``--help`` as it stands.
+            takes_keys: whether KEY VALUE pairs may end the line.
+        """
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            epilog="KEY VALUE pairs at the end of the line override the config." if takes_keys else None,
+        )
+        self.takes_keys = takes_keys
+        self.add_argument(
+            "--import",
+            dest="modules",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="a dotted name or a .py file that registers systems, parts or data sets of yours; may be repeated",
+        )
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """The arguments, with the KEY VALUE pairs as ``opts``; what they import is imported."""
+        words = list(sys.argv[1:] if argv is None else argv)
+        words, opts = split_keys(words) if self.takes_keys else (words, [])
+        args = self.parse_args(words)
+        args.opts = opts
+        import_systems(args.modules)
+        return args
+
+    def fail(self, message: str) -> NoReturn:
+        """End with a message about the arguments."""
+        self.error(message)
+
+
+def split_keys(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Cut the KEY VALUE pairs off the end of a command line: (the rest, the pairs)."""
+    top_level = set(get_cfg())
+    end = len(words)
+    while end >= 2 and _KEY.fullmatch(words[end - 2]) and words[end - 2].partition(".")[0] in top_level:
+        end -= 2
+    return list(words[:end]), list(words[end:])
+
+
+def peek(argv: Sequence[str] | None) -> argparse.Namespace:
+    """``--config-file``, ``--model`` and ``--import`` of a command line whose other options depend on the system."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-file")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--import", dest="modules", action="append", default=[])
+    args, _ = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    import_systems(args.modules)
+    return args
+
+
+def system_of(args: argparse.Namespace) -> System | None:
+    """The system of ``--model`` or ``--config-file``; None where neither is given."""
+    if getattr(args, "model", None) is not None:
+        return system_of_config(find_config(Path(args.model) / "config.yaml"))
+    return system_of_config(find_config(args.config_file)) if args.config_file else None
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, prefix: str = "") -> None:
+    """Which model: ``--model FOLDER``, or ``--config-file`` and ``--weights``; ``prefix`` as in ``--compare-model``."""
+    parser.add_argument(
+        f"--{prefix}model", type=Path, metavar="FOLDER", help="a finished run: its config.yaml and model_final.pth"
+    )
+    parser.add_argument(
+        f"--{prefix}config-file", metavar="FILE", help="a config: a path, or a name such as coco/alignzeg.yaml"
+    )
+    parser.add_argument(
+        f"--{prefix}weights", metavar="FILE", help="a checkpoint; default: model_final.pth in the run's folder"
+    )
+
+
+def model_config(args: argparse.Namespace, prefix: str = "", opts: Sequence[object] | None = None) -> CfgNode:
+    """The config of a trained model that :func:`add_model_arguments` names, with its weights.
+
+    Raises:
+        FileNotFoundError: the folder, the config or the weights do not exist.
+        ValueError: no model is named, or as :func:`load_config`.
+    """
+    folder, config, weights = (
+        getattr(args, f"{prefix.replace('-', '_')}{key}") for key in ("model", "config_file", "weights")
+    )
+    if folder is None and config is None:
+        raise ValueError(
+            f"which model? Give --{prefix}model FOLDER, or --{prefix}config-file FILE and --{prefix}weights FILE"
+        )
+    if folder is not None and not folder.is_dir():
+        raise FileNotFoundError(f"--{prefix}model {folder} is no folder (looked for it from {Path.cwd()})")
+    path = find_config(folder / "config.yaml") if config is None else find_config(config)
+    cfg = load_config(path, args.opts if opts is None else opts)
+    if weights is None and folder is None and cfg.MODEL.WEIGHTS:
+        weights = cfg.MODEL.WEIGHTS
+    weights = (Path(cfg.OUTPUT_DIR) if folder is None else folder) / "model_final.pth" if weights is None else Path(weights)
+    if "://" in str(weights):
+        raise ValueError(f"--{prefix}weights {weights} is an address: download the file, look it over, and give its path")
+    if not weights.is_file():
+        raise FileNotFoundError(f"--{prefix}weights {weights} do not exist (looked for them from {Path.cwd()})")
+    cfg.MODEL.WEIGHTS = str(weights)
+    return cfg
+
+
+def add_vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which classes."""
+    parser.add_argument(
+        "--vocabulary",
+        help='classes, separated by commas, synonyms by "|": "cat, tree|bush|shrub, sky"; or a .txt file with one per line. '
+        "Default: the classes of the config's first test data set, else those in the checkpoint",
+    )
+    parser.add_argument(
+        "--unseen", help="names, separated by commas, that count as unseen although the model was trained on them"
+    )
+    parser.add_argument("--unseen-only", action="store_true", help="choose among the unseen classes of the vocabulary only")
+
+
+def set_vocabulary(predictor: Predictor, args: argparse.Namespace) -> ClassSplit:
+    """Apply ``--vocabulary``, ``--unseen`` and ``--unseen-only`` to a predictor.
+
+    Raises:
+        FileNotFoundError: the .txt file does not exist.
+        ValueError: as :meth:`zeroshot_d2.predictor.Predictor.set_vocabulary`, or no class is unseen.
+    """
+    names = None if args.vocabulary is None else read_names(args.vocabulary)
+    split = predictor.set_vocabulary(names, None if args.unseen is None else read_names(args.unseen))
+    return predictor.set_vocabulary(split.only_unseen()) if args.unseen_only else split
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number from 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return int(text)

@@ -1,0 +1,65 @@
+"""Write a model as ONNX or torch.export, with its vocabulary baked in or as an input.
+
+    python -m zeroshot_d2 export --model output/demo --vocabulary "plain red tile, dark water" --output model.onnx
+    python -m zeroshot_d2 export --model output/demo/epsilon --format torch_export --output tags.pt2
+
+The file is then run beside the model itself, and the two are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..cli import Parser, add_model_arguments, add_vocabulary_arguments, model_config, peek, set_vocabulary, system_of
+from ..export import FORMATS, check_path
+from ..predictor import build_predictor
+
+
+class Exporter(Protocol):
+    """The "exporter" part of a system."""
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """The system's own arguments."""
+
+    @staticmethod
+    def export(predictor: Any, args: argparse.Namespace) -> str:
+        """Write ``args.output`` in ``args.format``; a sentence on how far it is from the model.
+
+        Raises:
+            ValueError: the file does not do what the model does.
+        """
+        ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run with the command-line arguments ``argv``.
+
+    Raises:
+        FileNotFoundError: the config or the weights do not exist.
+        ValueError: the system cannot be exported, the vocabulary is faulty, or the file differs from the model.
+    """
+    system = system_of(peek(argv))
+    parser = Parser("python -m zeroshot_d2 export", __doc__)
+    parser.add_argument("--format", choices=list(FORMATS), default="onnx")
+    parser.add_argument("--output", required=True, type=Path, help="the file, ending with .onnx or .pt2")
+    parser.add_argument(
+        "--vocabulary-input", action="store_true", help="make the vocabulary an input instead of baking it in"
+    )
+    add_model_arguments(parser)
+    add_vocabulary_arguments(parser)
+    exporter = None if system is None else system.part("exporter")
+    if exporter is not None:
+        exporter.add_arguments(parser)
+    args = parser.parse(argv)
+    if exporter is None:
+        parser.fail("which model? Give --model FOLDER, or --config-file FILE and --weights FILE")
+    check_path(args.output, args.format)
+    predictor = build_predictor(model_config(args))
+    split = set_vocabulary(predictor, args)
+    said = exporter.export(predictor, args)
+    print(f"{args.output}: {len(split)} classes {'as input' if args.vocabulary_input else 'baked in'}; {said}")
+    return 0

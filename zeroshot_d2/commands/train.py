@@ -1,0 +1,49 @@
+"""Train a system, then evaluate it; or evaluate only. The same as train_net.py.
+
+    python -m zeroshot_d2 train --config-file configs/coco/alignzeg.yaml --num-gpus 8
+    python -m zeroshot_d2 train --config-file configs/coco/alignzeg.yaml --num-gpus 8 --resume
+    python -m zeroshot_d2 train --config-file coco/alignzeg.yaml --eval-only MODEL.WEIGHTS model_final.pth
+
+The arguments are Detectron2's, and --import. Without a GPU, --num-gpus counts processes on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ..cli import Parser
+from ..launch import launch, run
+
+
+def parser() -> Parser:
+    """The arguments, as Detectron2's ``default_argument_parser`` has them."""
+    arguments = Parser("python -m zeroshot_d2 train", __doc__)
+    arguments.add_argument("--config-file", default="", metavar="FILE", help="a path, or a name such as coco/alignzeg.yaml")
+    arguments.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    arguments.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and do not train")
+    arguments.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine; without a GPU: processes")
+    arguments.add_argument("--num-machines", type=int, default=1, help="how many machines")
+    arguments.add_argument("--machine-rank", type=int, default=0, help="the number of this machine, from 0")
+    arguments.add_argument(
+        "--dist-url",
+        default="auto",
+        help="where the processes meet, for several machines tcp://HOST:PORT; default: a free port",
+    )
+    return arguments
+
+
+def process(args: argparse.Namespace) -> None:
+    """What each process does: without a result, which a spawned process could not hand back."""
+    run(args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train with command-line arguments ``argv``.
+
+    Raises:
+        FileNotFoundError: the config or the weights do not exist.
+        ValueError: the config, a data set or an argument is faulty.
+    """
+    launch(process, parser().parse(argv))
+    return 0

@@ -1,0 +1,110 @@
+"""JSON that does not fit in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+
+def stream_json_arrays(
+    path: str | os.PathLike[str], keys: Collection[str], chunk_chars: int = 1 << 20
+) -> Iterator[tuple[str, Any]]:
+    """Read the elements of arrays in a JSON object without holding the file: ``{"key": [element, ...], ...}``.
+
+    Args:
+        path: a JSON file whose top level is an object.
+        keys: the arrays wanted; all other values are skipped.
+        chunk_chars: how much is read at a time.
+
+    Yields:
+        (key, element), in the order of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a JSON file, is cut off, or lacks one of the arrays.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{os.fspath(path)} does not exist")
+    with open(path, encoding="utf-8-sig") as file:
+        reader = _JsonReader(os.fspath(path), file.read, chunk_chars)
+        reader.expect("{")
+        found = set()
+        separator = "," if reader.peek() != "}" else "}"
+        while separator == ",":
+            key = reader.value()
+            reader.expect(":")
+            if reader.peek() == "[":
+                found.add(key)
+                for element in reader.array():
+                    if key in keys:
+                        yield key, element
+            else:
+                reader.value()
+            separator = reader.one_of(",}")
+    missing = sorted(set(keys) - found)
+    if missing:
+        raise ValueError(f"{os.fspath(path)} has no array {missing}; it has {sorted(map(str, found))}")
+
+
+class _JsonReader:
+    """A window over a JSON text that grows where a value does not fit into it."""
+
+    def __init__(self, path: str, read: Callable[[int], str], chunk_chars: int) -> None:
+        self._path, self._read, self._chunk_chars = path, read, chunk_chars
+        self._buffer, self._start = "", 0
+        self._decode = json.JSONDecoder().raw_decode
+
+    def _grow(self) -> None:
+        more = self._read(max(self._chunk_chars, len(self._buffer) - self._start))
+        if not more:
+            raise ValueError(f"{self._path} ends in the middle: the download is incomplete, or this is no JSON file")
+        self._buffer, self._start = self._buffer[self._start :] + more, 0
+
+    def peek(self) -> str:
+        """The next character that is not white space."""
+        while True:
+            while self._start < len(self._buffer):
+                if not self._buffer[self._start].isspace():
+                    return self._buffer[self._start]
+                self._start += 1
+            self._grow()
+
+    def one_of(self, allowed: str) -> str:
+        """Take the next character, which must be one of ``allowed``."""
+        found = self.peek()
+        if found not in allowed:
+            raise ValueError(f"{self._path} is no JSON object of arrays: found {found!r} where {allowed!r} should be")
+        self._start += 1
+        return found
+
+    def expect(self, character: str) -> None:
+        self.one_of(character)
+
+    def value(self) -> Any:
+        """Take one JSON value."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decode(self._buffer, self._start)
+            except json.JSONDecodeError:
+                self._grow()  # raises at the end of the file
+                continue
+            # A number at the end of the window may go on behind it.
+            if end == len(self._buffer) and isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._grow()
+                continue
+            self._start = end
+            return value
+
+    def array(self) -> Iterator[Any]:
+        """Take one JSON array, element by element."""
+        self.expect("[")
+        if self.peek() == "]":
+            self.expect("]")
+            return
+        while True:
+            yield self.value()
+            if self.one_of(",]") == "]":
+                return

@@ -1,0 +1,258 @@
+"""The one reader of images and the one of label images: what a file means, or one exception that names it.
+
+H, W are the height and width of an image in pixels. No other module opens an image file.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms, ImageOps
+
+from .storage import whole_file
+
+PathLike = str | os.PathLike[str]
+ImageArray = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 178_956_970
+"""Width times height above which a file is refused, unless a caller says otherwise: 0.5 GB in RGB, Pillow's own limit."""
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga"),
+)
+"""Endings of the files that count as images in folders and patterns, in lower case."""
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
+_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_opening = threading.Lock()
+
+T = TypeVar("T")
+
+
+class UnreadableImage(ValueError):
+    """A file that exists but is no image, is damaged, too large, or of a kind whose meaning is not clear; it is named."""
+
+
+def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> ImageArray:
+    """A photo as an image viewer shows it: upright by its EXIF tag, the first frame, transparency on white, in sRGB.
+
+    16-bit values are divided by 257; floats must lie in [0, 1].
+
+    Args:
+        path: the file.
+        max_pixels: the largest width times height, known from the header before anything is decoded.
+        formats: Pillow's names of the formats that are allowed; None: all.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableImage: see there.
+    """
+    return _read(path, "image", lambda image: to_rgb(ImageOps.exif_transpose(image) or image), max_pixels, formats)
+
+
+def read_label_image(
+    path: PathLike, *, photo: PathLike | None = None, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.integer[Any]]:
+    """The values of a label image: palette, grey, 1-bit, 16-bit or 32-bit PNG or TIFF.
+
+    An EXIF orientation of the label image itself is applied. Without one, the label lies as the stored pixels of the photo
+    do, and is turned with it; a label whose height and width are those of the upright photo, and not of the stored one, is
+    upright already.
+
+    Args:
+        path: the file.
+        photo: the file of the image that it labels.
+        max_pixels: as for :func:`read_image`.
+
+    Returns:
+        (H, W) integers.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableImage: see there; also more than one channel, or values that are no integers.
+    """
+
+    def values(image: Image.Image) -> npt.NDArray[np.integer[Any]]:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if orientation == 1 and photo is not None:
+            orientation = _orientation_for_label(os.fspath(photo), image.size, max_pixels)
+        if image.mode == "1":
+            image = image.convert("L")
+            label = (np.asarray(image) > 0).astype(np.uint8)
+        else:
+            label = np.asarray(image)
+        if label.ndim != 2:
+            raise UnreadableImage(
+                f"label image {os.fspath(path)} has {label.shape[-1]} channels: a label image holds one value per pixel "
+                "(palette or grey), not colours"
+            )
+        if not np.issubdtype(label.dtype, np.integer):
+            raise UnreadableImage(f"label image {os.fspath(path)} holds {label.dtype} values: labels must be integers")
+        return _turned(label, orientation)
+
+    return _read(path, "label image", values, max_pixels, None)
+
+
+def image_size(path: PathLike, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> tuple[int, int]:
+    """(H, W) of the upright image, from the header alone.
+
+    Raises:
+        FileNotFoundError, UnreadableImage: as :func:`read_image`.
+    """
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        width, height = image.size
+        return (width, height) if image.getexif().get(_ORIENTATION, 1) in _TURNED else (height, width)
+
+    return _read(path, "image", size, max_pixels, formats)
+
+
+def to_rgb(image: Image.Image) -> ImageArray:
+    """(H, W, 3) uint8 RGB of an image that Pillow holds; see :func:`read_image`. Orientation is left as it is.
+
+    Raises:
+        ValueError: a mode or values whose meaning is not clear.
+    """
+    if image.mode in _16_BIT:
+        grey = np.asarray(image).astype(np.float64) / 257  # 65535 becomes 255
+        return _grey(np.rint(grey))
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError(
+                f"its floating-point values [{values.min():g}, {values.max():g}] are not all in [0, 1]: "
+                "scale them, or save the image with 8 or 16 bits"
+            )
+        return _grey(np.rint(255 * values))
+    if image.mode == "I":
+        raise ValueError("it has 32-bit integer values, whose range is not known: save it with 8 or 16 bits")
+    image = _in_srgb(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image.convert("RGB"))
+
+
+def resized_to_fit(image: ImageArray, longest: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> ImageArray:
+    """``image`` (H, W, 3) with no side longer than ``longest``; a smaller one stays as it is."""
+    if max(image.shape[:2]) <= longest:
+        return image
+    return np.asarray(ImageOps.contain(Image.fromarray(image), (longest, longest), resample))
+
+
+def write_image(path: PathLike, pixels: npt.NDArray[Any], *, sync: bool = True, **options: Any) -> None:
+    """Write (H, W, 3) uint8 RGB, or (H, W) uint8 or uint16, in the format of the suffix; ``options`` are Pillow's."""
+    with whole_file(path, sync=sync) as temporary:
+        Image.fromarray(pixels).save(temporary, **options)
+
+
+# ------------------------------------------------------------------------------------------------------- inside
+def _read(
+    path: PathLike,
+    what: str,
+    convert: Callable[[Image.Image], T],
+    max_pixels: int,
+    formats: Sequence[str] | None,
+) -> T:
+    """``convert`` of the opened file; whatever goes wrong is an UnreadableImage that names it."""
+    name = os.fspath(path)
+    if not Path(name).exists():
+        raise FileNotFoundError(f"{what} {name} does not exist")
+    if not Path(name).is_file():
+        raise UnreadableImage(f"{what} {name} is not a file")
+    try:
+        with _opened(name, formats) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise UnreadableImage(
+                    f"{what} {name} has {width} x {height} pixels, more than {max_pixels:,}: make it smaller, or "
+                    "raise the limit (INPUT.MAX_PIXELS in a config, --max-pixels on the command line)"
+                )
+            return convert(image)
+    except UnreadableImage:
+        raise
+    # Some forty decoders report damage as OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError,
+    # RuntimeError, OverflowError, ...: whatever it is, this file cannot be used, and the next one can.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise UnreadableImage(f"cannot read the {what} {name}: {reason}") from error
+
+
+@contextmanager
+def _opened(name: str, formats: Sequence[str] | None) -> Iterator[Image.Image]:
+    """The file, its header read. Pillow's own limit of pixels is off: ours can be set, and names the file."""
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(name, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with image:
+        yield image
+
+
+def _grey(values: npt.NDArray[np.floating[Any]]) -> ImageArray:
+    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """``image`` with its colours in sRGB where it carries another ICC profile that fits its mode."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
+        return image
+    transform = _srgb_transform(bytes(profile), image.mode)
+    return image if transform is None else transform.apply(image)
+
+
+@functools.lru_cache(maxsize=16)
+def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """None for sRGB itself, and for a profile that is damaged or made for another mode, which viewers ignore."""
+    output = {"RGBA": "RGBA"}.get(mode, "RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, output)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+
+
+def _stored(photo: str, max_pixels: int) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation, and stored (width, height), of a photo."""
+    return _read(photo, "image", lambda image: (image.getexif().get(_ORIENTATION, 1), image.size), max_pixels, None)
+
+
+def _orientation_for_label(photo: str, label_size: tuple[int, int], max_pixels: int) -> int:
+    """The orientation to be applied to a label image of (width, height) ``label_size`` that has none of its own."""
+    orientation, size = _stored(photo, max_pixels)
+    if orientation in _TURNED and label_size != size and label_size == size[::-1]:
+        return 1
+    return orientation
+
+
+def _turned(label: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """``label`` (H, W) with the EXIF ``orientation`` applied."""
+    steps: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
+        2: np.fliplr,
+        3: lambda x: np.rot90(x, 2),
+        4: np.flipud,
+        5: np.transpose,
+        6: lambda x: np.rot90(x, -1),
+        7: lambda x: np.rot90(x, 2).T,
+        8: np.rot90,
+    }
+    return np.ascontiguousarray(steps[orientation](label)) if orientation in steps else label

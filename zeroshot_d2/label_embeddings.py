@@ -1,0 +1,109 @@
+"""Label embeddings: class names -> one vector per class, computed once per vocabulary and kept in memory and on disk.
+
+Shapes: K classes, D embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import zipfile
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .storage import cache_directory, whole_file
+
+logger = logging.getLogger(__name__)
+
+
+class LabelEmbeddings:
+    """Prompts -> unit vectors; a subclass computes them. Safe to call from several threads."""
+
+    def __init__(self, *, source: str, templates: Sequence[str], kept: int = 16) -> None:
+        """
+        Args:
+            source: identifies where the vectors come from, e.g. "ViT-B-16-quickgelu <sha256>"; part of the cache's key.
+            templates: texts with one ``{}`` for the class, if there are any; part of the cache's key.
+            kept: how many vocabularies stay in memory.
+        """
+        self.source, self.templates = source, tuple(templates)
+        self._kept = kept
+        self._memory: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
+        self._lock = threading.RLock()
+
+    @abstractmethod
+    def compute(self, prompts: tuple[str, ...], **at_hand: Any) -> Tensor:
+        """The vectors (K, D) of ``prompts``, of unit length, on the CPU."""
+
+    def __call__(self, prompts: Sequence[str], **at_hand: Any) -> Tensor:
+        """Unit vectors (K, D) of ``prompts``, on the CPU, as a copy of the caller's own.
+
+        Args:
+            prompts: a text per class; synonyms are separated by ``|``.
+            at_hand: what spares :meth:`compute` loading it, such as a CLIP.
+        """
+        key = tuple(prompts)
+        with self._lock:  # the text encoder is loaded once, not once a thread
+            if key not in self._memory:
+                # Outside of inference mode: vectors that are made in it could not take part in a later training.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._memory[key] = cached_embeddings(
+                        lambda: self.compute(key, **at_hand), source=self.source, prompts=key, templates=self.templates
+                    )
+                if len(self._memory) > self._kept:
+                    self._memory.popitem(last=False)
+            self._memory.move_to_end(key)
+            return self._memory[key].clone()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LabelEmbeddings:
+        copied = type(self).__new__(type(self))
+        copied.__setstate__({**self.__getstate__(), "_memory": OrderedDict(self._memory)})
+        return copied
+
+
+def cached_embeddings(
+    compute: Callable[[], Tensor], *, source: str, prompts: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """``compute()``, or what it gave before for the same source, prompts and templates.
+
+    An entry that is damaged is computed again. Without a folder that can be written to, nothing is kept.
+
+    Args:
+        compute: gives (K, D); called only when the cache has no entry.
+        source: identifies the model and its weights, e.g. "ViT-B-16-quickgelu <sha256>".
+    """
+    key = json.dumps({"source": source, "prompts": list(prompts), "templates": list(templates)}, sort_keys=True)
+    path = cache_directory() / f"text_{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    if path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                if str(stored["key"]) == key:
+                    return torch.from_numpy(stored["embeddings"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("the cache entry %s is damaged (%s): computed again", path, error)
+    embeddings = compute()
+    try:
+        with whole_file(path) as temporary:
+            np.savez(temporary, key=np.array(key), embeddings=embeddings.numpy())
+    except OSError as error:
+        logger.warning(
+            "label embeddings are not kept: %s cannot be written (%s); $ZEROSHOT_D2_CACHE names another folder",
+            cache_directory(),
+            error,
+        )
+    return embeddings

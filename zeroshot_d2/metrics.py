@@ -1,0 +1,15 @@
+"""Numbers that both tasks report."""
+
+from __future__ import annotations
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """2ab / (a + b), AlignZeg's hIoU of mIoU(S) and mIoU(U) (Sec. 4.1); 0 when both are 0, in the unit of the
+    arguments.
+
+    Raises:
+        ValueError: a number is negative.
+    """
+    if a < 0 or b < 0:
+        raise ValueError(f"the harmonic mean is for numbers >= 0, got {a} and {b}")
+    return 2.0 * a * b / (a + b) if a + b > 0 else 0.0

@@ -1,0 +1,70 @@
+"""Pure functions from scores and labels to ranking numbers.
+
+* AP of a class: mean over its positive images of the precision at their rank, without interpolation.
+* P, R and F1 at K are micro averages over the images: P = TP / (N K), R = TP / positives.
+* Of equal scores the wrong ones come first, in AP and among the top K alike: a result never depends on an order of images or
+  classes, and a model that gives every class one score gains nothing by it.
+
+Shapes: N images, B of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..metrics import harmonic_mean
+
+BoolArray = npt.NDArray[np.bool_]
+Float32Array = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+def ranked(scores: Float32Array, positive: BoolArray, flag: BoolArray | None = None) -> tuple[BoolArray, BoolArray]:
+    """Sort along the last axis by falling score; of equal scores the negatives come first.
+
+    Args:
+        scores, positive: of one shape.
+        flag: carried along, as the third key.
+
+    Returns:
+        ``positive`` and ``flag`` in the sorted order.
+    """
+    # One integer per entry, whose order is the wanted one: the bits of a float sort like integers once those of
+    # negative numbers are inverted. It is several times faster than sorting by several keys.
+    bits = np.ascontiguousarray(scores + np.float32(0), dtype=np.float32).view(np.uint32)  # + 0 turns -0 into 0
+    rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    keys = (~rising).astype(np.uint64) << np.uint64(2)
+    keys |= positive.astype(np.uint64) << np.uint64(1)
+    if flag is not None:
+        keys |= flag.astype(np.uint64)
+    keys.sort(axis=-1)
+    return (keys & np.uint64(2)).astype(bool), (keys & np.uint64(1)).astype(bool)
+
+
+def average_precision(ranked_positive: BoolArray) -> float:
+    """AP in [0, 1] of one class, from (N,) whether the image at each rank has it; NaN without a positive."""
+    ranks = np.flatnonzero(ranked_positive) + 1
+    return float((np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else float("nan")
+
+
+def hits_at(scores: Float32Array, positive: BoolArray, top_k: Sequence[int]) -> IntArray:
+    """(B, len(top_k)) positives among the K best of each row of ``scores`` (B, classes), in the order of :func:`ranked`."""
+    last = scores.shape[1] - max(top_k)
+    lowest = np.partition(scores, last, axis=1)[:, last, None]
+    rows, classes = np.nonzero(scores >= lowest)  # the best, and whatever equals the last of them; a full sort takes long
+    hit = positive[rows, classes]
+    order = np.lexsort((hit, -scores[rows, classes], rows))
+    rows, hit = rows[order], hit[order]
+    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    return np.stack([np.bincount(rows[hit & (rank < k)], minlength=len(scores)) for k in top_k], axis=1)
+
+
+def precision_recall_f1(hits: int, images: int, positives: int, k: int) -> tuple[float | None, float | None, float | None]:
+    """Micro P, R and F1 at K in percent; None where nothing is there to be divided by."""
+    precision = 100 * hits / (images * k) if images else None
+    recall = 100 * hits / positives if positives else None
+    f1 = None if precision is None or recall is None else harmonic_mean(precision, recall)
+    return precision, recall, f1

@@ -1,0 +1,272 @@
+"""Prediction for people: images of any kind and any vocabulary in, the task's result out.
+
+K is the number of classes of the vocabulary; (H, W) is an image. One predictor may be shared by several threads: what to
+return and the vocabulary belong to the call.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from .checkpoint import Checkpointer, Knowledge
+from .class_split import ClassSplit
+from .images import MAX_PIXELS, ImageArray, UnreadableImage, read_image, to_rgb
+from .pictures.colors import Color, class_colors
+from .system import find_system
+from .vocabulary import VocabularyLike, as_vocabulary, is_registered
+
+ImageLike = npt.NDArray[np.uint8] | Image.Image | str | os.PathLike[str]
+Result = TypeVar("Result")
+T = TypeVar("T")
+
+
+class Predictor(Generic[Result]):
+    """A trained model with any vocabulary, in batches, on arrays, PIL images and paths. Tasks subclass it.
+
+    ::
+
+        predictor = AlignZegPredictor(cfg)
+        segmentation = predictor("photo.jpg")
+        segmentations = predictor(["a.jpg", "b.jpg"], vocabulary=["cat", "traffic light", "tree|bush|shrub"])
+
+    Arrays are (H, W, 3) uint8 in BGR order, as for Detectron2's DefaultPredictor and as cv2 reads them. Files and PIL images
+    are turned upright by their EXIF tag. The vocabulary is that of cfg.DATASETS.TEST[0], or the one in the checkpoint, until
+    :meth:`set_vocabulary` or a call says otherwise.
+
+    Attributes:
+        cfg: the config, frozen.
+        model: in evaluation mode.
+        trained: names and prompt texts of the classes that the model was trained on.
+        batch_size: images that run together.
+    """
+
+    def __init__(self, cfg: CfgNode, batch_size: int | None = None) -> None:
+        """
+        Args:
+            cfg: with MODEL.WEIGHTS.
+            batch_size: images that run together, cfg.TEST.IMS_PER_BATCH by default.
+
+        Raises:
+            FileNotFoundError: the weights do not exist.
+            ValueError: there are none, they do not fit the config, or the batch size is not positive.
+        """
+        self.batch_size = cfg.TEST.IMS_PER_BATCH if batch_size is None else batch_size
+        if self.batch_size < 1:
+            raise ValueError(f"the batch size must be positive, got {self.batch_size}")
+        check_weights_exist(cfg)
+        self.cfg = cfg.clone()
+        self.cfg.defrost()
+        if self.cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+            self.cfg.MODEL.DEVICE = "cpu"
+        self.cfg.freeze()
+        self.model = build_model(self.cfg).eval()
+        Checkpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
+        knowledge = Knowledge.of_config(self.cfg)
+        self.trained = knowledge.trained
+        self.default_vocabulary = knowledge.vocabulary
+        self._vocabulary = None if knowledge.vocabulary is None else knowledge.vocabulary.with_unseen(self.trained)
+
+    # ---- vocabularies ----
+    @property
+    def vocabulary(self) -> ClassSplit:
+        """The K classes in use; its unseen ones are those that the model was not trained on, or that were called unseen.
+
+        Raises:
+            ValueError: none was set, and neither the config nor the checkpoint has one.
+        """
+        if self._vocabulary is None:
+            raise ValueError("there is no vocabulary: pass one, or name a data set in DATASETS.TEST")
+        return self._vocabulary
+
+    def set_vocabulary(self, names: VocabularyLike | None, unseen: Iterable[str] | None = None) -> ClassSplit:
+        """Choose among these classes from now on.
+
+        Args:
+            names: in the order of the scores; a name may list synonyms ("tree|bush|shrub"), of which the first is displayed
+                and all take part in the embedding. None: back to the config's.
+            unseen: names that count as unseen even if the model was trained on them. Classes that it was not trained on are
+                unseen in any case.
+
+        Returns:
+            the vocabulary with all its unseen classes marked.
+
+        Raises:
+            ValueError: it is empty, has duplicates, or lacks a name of ``unseen``.
+        """
+        self._vocabulary = self.marked(names, unseen)
+        return self._vocabulary
+
+    def marked(self, names: VocabularyLike | None, unseen: Iterable[str] | None = None) -> ClassSplit:
+        """What :meth:`set_vocabulary` would return, without setting it."""
+        if isinstance(unseen, str):
+            raise ValueError(f"unseen classes must be a list of names, got the text {unseen!r}")
+        split = self.default_vocabulary if names is None else as_vocabulary(names)
+        if split is None:
+            raise ValueError("there is no vocabulary to go back to: DATASETS.TEST is empty")
+        return split.with_unseen(self.trained, [name.split("|")[0].strip() for name in unseen or ()])
+
+    @property
+    def colors(self) -> list[Color]:
+        """Those of the vocabulary in use, see :meth:`colors_of`."""
+        return self.colors_of(self.vocabulary)
+
+    def colors_of(self, vocabulary: ClassSplit) -> list[Color]:
+        """K colours: those of the config's test data set where it has all classes, else distinct ones."""
+        known: dict[str, Color] = {}
+        for name in self.cfg.DATASETS.TEST[:1]:
+            if is_registered(name):
+                metadata = MetadataCatalog.get(name)
+                known = dict(zip(metadata.class_split.names, metadata.get("stuff_colors", ()), strict=False))
+        names = vocabulary.names
+        return [known[name] for name in names] if known.keys() >= set(names) else class_colors(len(names))
+
+    # ---- prediction ----
+    @overload  # a path may be a str, which is a Sequence too
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        images: ImageLike,
+        *,
+        vocabulary: VocabularyLike | None = ...,
+        unseen: Iterable[str] | None = ...,
+        **wanted: bool,
+    ) -> Result: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        vocabulary: VocabularyLike | None = ...,
+        unseen: Iterable[str] | None = ...,
+        **wanted: bool,
+    ) -> list[Result]: ...
+
+    def __call__(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        vocabulary: VocabularyLike | None = None,
+        unseen: Iterable[str] | None = None,
+        **wanted: bool,
+    ) -> Result | list[Result]:
+        """
+        Args:
+            images: one image or several; each a BGR array, a PIL image or a path.
+            vocabulary, unseen: for this call, as for :meth:`set_vocabulary`; None: the one in use.
+            wanted: what else to return, such as ``scores=True``; the names are those of the class.
+
+        Returns:
+            a result, or a list of them in the order of the images.
+
+        Raises:
+            FileNotFoundError, UnreadableImage: a file does not exist or cannot be read; it is named.
+            ValueError: an array is not (H, W, 3) uint8, or the vocabulary is faulty.
+        """
+        split = self.vocabulary if vocabulary is None and unseen is None else self.marked(vocabulary, unseen)
+        if isinstance(images, np.ndarray | Image.Image | str | os.PathLike):
+            return self._predict([to_bgr(images, self.max_pixels)], split, **wanted)[0]
+        if images is None or not isinstance(images, Iterable) or isinstance(images, torch.Tensor | Mapping | bytes):
+            raise ValueError(f"expected an image (BGR array, PIL image or path) or several, got {type(images).__name__}")
+        results: list[Result] = []
+        for batch in batches(images, self.batch_size):
+            results += self._predict([to_bgr(image, self.max_pixels) for image in batch], split, **wanted)
+        return results
+
+    @property
+    def max_pixels(self) -> int:
+        """Files with more pixels are refused."""
+        return self.cfg.INPUT.MAX_PIXELS
+
+    @torch.no_grad()
+    def _predict(self, images: list[ImageArray], vocabulary: ClassSplit, **wanted: bool) -> list[Result]:
+        inputs = [{**self.model_input(image), "vocabulary": vocabulary} for image in images]
+        return self.results(inputs, vocabulary, **wanted)
+
+    @abstractmethod
+    def model_input(self, image: ImageArray) -> dict[str, Any]:
+        """BGR (H, W, 3) -> what the model takes for one image, without its vocabulary."""
+
+    @abstractmethod
+    def results(self, inputs: list[dict[str, Any]], vocabulary: ClassSplit, **wanted: bool) -> list[Result]:
+        """Run the model on a batch."""
+
+    def explain(self, image: ImageArray, result: Result) -> dict[str, Figure]:
+        """Pictures of how the model came to a result, by name; ``image`` is BGR (H, W, 3). None in general."""
+        return {}
+
+    @property
+    def explanation_needs(self) -> dict[str, bool]:
+        """What :meth:`explain` needs to be among the wanted of a call."""
+        return {}
+
+
+def build_predictor(cfg: CfgNode, batch_size: int | None = None) -> Predictor[Any]:
+    """The predictor of the config's system; errors as :class:`Predictor`."""
+    return find_system(cfg.MODEL.META_ARCHITECTURE).part("predictor")(cfg, batch_size)
+
+
+def check_weights_exist(cfg: CfgNode) -> None:
+    """Raise FileNotFoundError or ValueError where MODEL.WEIGHTS is no file on this machine."""
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        raise ValueError("MODEL.WEIGHTS is empty: a model with random weights would give random results")
+    if "://" in weights:
+        raise ValueError(f"MODEL.WEIGHTS {weights} is an address: download the file, look it over, and give its path")
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"the weights {weights} do not exist (looked for them from {Path.cwd()}): train first")
+
+
+def to_bgr(image: ImageLike, max_pixels: int = MAX_PIXELS) -> ImageArray:
+    """A BGR array, a PIL image or a path -> (H, W, 3) uint8 in BGR order.
+
+    Raises:
+        FileNotFoundError, UnreadableImage: as :func:`zeroshot_d2.images.read_image`.
+        ValueError: an array is not (H, W, 3) uint8, or it is no image at all.
+    """
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise ValueError(f"an image array must be (H, W, 3) uint8 in BGR order, got {image.shape} {image.dtype}")
+        return image
+    if isinstance(image, Image.Image):
+        try:
+            rgb = to_rgb(ImageOps.exif_transpose(image) or image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UnreadableImage(f"cannot use the {type(image).__name__}: {error}") from error
+        return np.ascontiguousarray(rgb[:, :, ::-1])
+    if not isinstance(image, str | os.PathLike):
+        raise ValueError(f"expected a BGR array, a PIL image or a path, got {type(image).__name__}")
+    return np.ascontiguousarray(read_image(image, max_pixels=max_pixels)[:, :, ::-1])
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items, the last one possibly shorter."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def describe_vocabulary(split: ClassSplit) -> list[dict[str, Any]]:
+    """Index, name, synonyms and whether unseen, of every class."""
+    unseen = split.unseen_mask
+    return [
+        {"index": k, "name": name, "synonyms": list(synonyms), "unseen": bool(unseen[k])}
+        for k, (name, synonyms) in enumerate(zip(split.names, split.synonyms, strict=True))
+    ]

@@ -1,0 +1,160 @@
+"""Files of this project: one atomic writer, one cache folder, one reader of text lists and one of JSON.
+
+A file that is written here is whole or absent at its final name, whatever interrupts the program, and has the permissions
+that the umask gives.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PathLike = str | os.PathLike[str]
+
+
+# --------------------------------------------------------------------------------------------------------- writing
+@contextmanager
+def whole_file(path: PathLike, *, sync: bool = True) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to; it becomes ``path`` only when the block ends without an error.
+
+    Args:
+        path: the final name; its folder is made.
+        sync: wait until the disk has the content before the file gets its name. False is for the many small files of a
+            cache, which can be made again.
+
+    Raises:
+        OSError: the folder or the file cannot be written.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays: Pillow, numpy and matplotlib choose the format by it.
+    temporary = target.with_name(f".unfinished-{secrets.token_hex(6)}-{target.stem[:80]}{target.suffix}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask is applied by the system
+    try:
+        yield temporary
+        if sync:
+            _sync(temporary)
+        os.replace(temporary, target)
+        if sync and os.name == "posix":
+            _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: PathLike, text: str, *, newline: str | None = None) -> None:
+    """Write ``text`` in UTF-8; ``newline`` as for :func:`open`."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline=newline)
+
+
+def write_json(path: PathLike, content: Any) -> None:
+    """Write ``content`` as JSON, with null for NaN, which JSON does not have."""
+    write_text(path, json.dumps(_without_nan(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+# ----------------------------------------------------------------------------------------------------------- cache
+def cache_directory() -> Path:
+    """The folder of label embeddings and rendered images: ``$ZEROSHOT_D2_CACHE``, else ``~/.cache/zeroshot_d2``."""
+    return Path(os.environ.get("ZEROSHOT_D2_CACHE", "~/.cache/zeroshot_d2")).expanduser()
+
+
+def datasets_root() -> Path:
+    """The folder of all data sets: ``$DETECTRON2_DATASETS``, else ``./datasets``, as in Detectron2."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+_CONFLICT_MARKERS = ("<<<<<<< ", ">>>>>>> ")
+
+
+def read_text(path: PathLike, what: str = "text file") -> str:
+    """The text of a file in UTF-8 or UTF-16 (with its byte-order mark), gzipped or not.
+
+    Args:
+        path: the file.
+        what: what the file is to the reader of a message, for example "class list".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text, in another encoding, damaged, or holds the markers of an unresolved git conflict; the file
+            is named.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"the {what} {file} does not exist (looked for it from {Path.cwd()})")
+    data = file.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"the {what} {file} is a damaged gzip file ({error}): fetch it again") from error
+    if data[:4] == b"PK\x03\x04":
+        raise ValueError(f"the {what} {file} is a zip archive: unpack it and name the file inside")
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"the {what} {file} is not UTF-8 (byte 0x{data[error.start]:02x} in line {line}): save it anew as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"the {what} {file} is no text: it holds zero bytes")
+    for number, line_text in enumerate(text.splitlines(), start=1):
+        if line_text.startswith(_CONFLICT_MARKERS):
+            raise ValueError(f"the {what} {file} has an unresolved git conflict in line {number}: resolve it")
+    return text
+
+
+def read_lines(path: PathLike, what: str = "list", *, comments: bool = True) -> list[str]:
+    """The lines of a text file without white space at their ends; empty lines do not count.
+
+    Args:
+        path: a file as :func:`read_text` takes it.
+        what: what the file is to the reader of a message.
+        comments: leave out lines that begin with ``#``. False where such a line can be an entry, in a list of files.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_text`; no line is left.
+    """
+    lines = [line.strip() for line in read_text(path, what).splitlines()]
+    kept = [line for line in lines if line and not (comments and line.startswith("#"))]
+    if not kept:
+        raise ValueError(f"the {what} {os.fspath(path)} is empty")
+    return kept
+
+
+def read_json(path: PathLike, what: str = "JSON file") -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_text`; it is not JSON or is cut off; the line is named.
+    """
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the {what} {os.fspath(path)} is not JSON or is cut off: {error}") from error
