@@ -1,25 +1,31 @@
-# make setup   a virtual environment in .venv with everything, detectron2 included
-# make demo    train both systems on the embedded zero-shot world and write two reports: output/demo/
-# make test    lint, then all tests
-# make lint    ruff and mypy
-# make docs    the documentation as a site in output/site
-# make clean   remove caches and build products (not .venv, not output/)
+# make setup        a virtual environment in .venv with everything, detectron2 included
+# make demo         train all systems on the embedded zero-shot world and write their reports: output/demo/
+# make test         lint, then all tests
+# make test-fast    the tests that take a moment each, for the inner loop
+# make test-oldest  the fast tests with the oldest versions that setup.py allows, in .venv-oldest
+# make lint         ruff (rules and format) and mypy
+# make docs         the documentation as a site in output/site
+# make dist         wheel and source archive in dist/
+# make clean        remove caches and build products (not .venv, not output/)
 #
-# Variables: PYTHON (the interpreter that makes .venv), VENV, CONSTRAINTS (empty: newest versions instead of the exact ones)
+# Variables: PYTHON (the interpreter that makes .venv), VENV, CONSTRAINTS (empty: newest versions instead of the exact ones),
+# JOBS (processes of the tests)
 
 PYTHON      ?= python3
 VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
+JOBS        ?= auto
 
 PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check
 PINNED  := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 READY   := $(VENV)/.setup-done
+EXTRAS  ?= opencv,demo,web,export,docs,dev
 
-.PHONY: help setup demo test lint docs clean
+.PHONY: help setup demo test test-fast test-oldest lint docs dist clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 12
 
 setup: $(READY)
 
@@ -27,7 +33,7 @@ setup: $(READY)
 $(PY):
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.torch-done: constraints.txt | $(PY)
+$(VENV)/.torch-done: $(CONSTRAINTS) | $(PY)
 	$(PIP) install $(PINNED) torch torchvision
 	@touch $@
 
@@ -36,22 +42,33 @@ $(VENV)/.detectron2-done: $(VENV)/.torch-done scripts/install_detectron2.py
 	@touch $@
 
 $(READY): $(VENV)/.detectron2-done setup.py pyproject.toml
-	$(PIP) install $(PINNED) -e '.[opencv,demo,web,export,docs,dev]'
+	$(PIP) install $(PINNED) -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: setup
-	$(PY) -m alignzeg_d2.demo
-	$(PY) -m epsilon_d2.demo
+	$(PY) -m zeroshot_d2 demo
 
+# One thread each: the tests' tensors are small, and threads of several processes would only wait for one another.
 test: lint
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
+
+test-fast: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal -m "not slow" -q
+
+test-oldest:
+	$(MAKE) setup VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRAS=opencv,demo,export,dev
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" -q -W default
 
 lint: setup
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 docs: setup
 	$(PY) -m mkdocs build --strict --site-dir output/site
+
+dist: setup
+	$(PY) -m build
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

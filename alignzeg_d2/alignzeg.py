@@ -34,10 +34,10 @@ from alignzeg_d2.modeling.pixel_decoder import PIXEL_DECODER_REGISTRY
 from alignzeg_d2.modeling.semantic_decoder import SEMANTIC_DECODER_REGISTRY
 from zeroshot_d2.checkpoint import Knowledge
 from zeroshot_d2.class_split import ClassSplit
-from zeroshot_d2.clip.loader import create_clip, fingerprint
+from zeroshot_d2.clip.loader import checked_vision_tower, create_clip, fingerprint
 from zeroshot_d2.clip.text import ClipTextEmbeddings, get_templates
 from zeroshot_d2.frozen import leave_out_frozen
-from zeroshot_d2.segmentation.labels import IGNORE_LABEL
+from zeroshot_d2.segmentation.labels import IGNORE_LABEL, check_range
 from zeroshot_d2.vocabulary import is_registered, split_of_dataset, training_vocabulary, vocabulary_of
 
 logger = logging.getLogger(__name__)
@@ -136,6 +136,7 @@ class AlignZeg(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         alignzeg = cfg.MODEL.ALIGNZEG
         clip = create_clip(alignzeg.CLIP.NAME, alignzeg.CLIP.PRETRAINED)
+        visual = checked_vision_tower(clip, alignzeg.CLIP.NAME)
         identity = {
             "name": alignzeg.CLIP.NAME,
             "pretrained": alignzeg.CLIP.PRETRAINED,
@@ -154,18 +155,24 @@ class AlignZeg(nn.Module):
 
         image_encoder = build_backbone(cfg)
         width = image_encoder.output_shape()["z_enc"].channels
-        num_layers = len(clip.visual.transformer.resblocks) - alignzeg.SEMANTIC_DECODER.NUM_LAYERS
+        num_layers = len(visual.transformer.resblocks) - alignzeg.SEMANTIC_DECODER.NUM_LAYERS
         clip_image_encoder = ClipImageEncoder(
-            clip.visual, num_layers=num_layers, tap=alignzeg.CLIP.TAP, num_prompts=alignzeg.CLIP.NUM_PROMPTS
+            visual,
+            num_layers=num_layers,
+            tap=alignzeg.CLIP.TAP,
+            num_prompts=alignzeg.CLIP.NUM_PROMPTS,
+            prompt_projection=alignzeg.CLIP.PROMPT_PROJECTION,
+            prompt_dropout=alignzeg.CLIP.PROMPT_DROPOUT,
+            train_positions=alignzeg.CLIP.TRAIN_POSITIONS,
         )
-        semantic_decoder = SEMANTIC_DECODER_REGISTRY.get(alignzeg.SEMANTIC_DECODER.NAME)(cfg, visual=clip.visual)
+        semantic_decoder = SEMANTIC_DECODER_REGISTRY.get(alignzeg.SEMANTIC_DECODER.NAME)(cfg, visual=visual)
         postprocessor = POSTPROCESSOR_REGISTRY.get(alignzeg.PBC.POSTPROCESSOR)(cfg)
         num_queries = alignzeg.PIXEL_DECODER.NUM_QUERIES
         if postprocessor.uses_class_indicator and num_queries < alignzeg.PBC.TOP_K:
             raise ValueError(
                 f"MODEL.ALIGNZEG.PBC.TOP_K={alignzeg.PBC.TOP_K} exceeds PIXEL_DECODER.NUM_QUERIES={num_queries}"
             )
-        embedding = clip.visual.output_dim
+        embedding = visual.output_dim
         return {
             "image_encoder": image_encoder,
             "clip_image_encoder": clip_image_encoder,
@@ -233,7 +240,9 @@ class AlignZeg(nn.Module):
         sem_seg = ImageList.from_tensors(
             [x["sem_seg"].to(self.device) for x in batched_inputs], self.size_divisibility, pad_value=IGNORE_LABEL
         )
-        prototypes = self._prototypes(training_vocabulary(batched_inputs, self.default_vocabulary))
+        vocabulary = training_vocabulary(batched_inputs, self.default_vocabulary)
+        check_range(sem_seg.tensor, len(vocabulary))
+        prototypes = self._prototypes(vocabulary)
 
         mask_logits, features = self.extract_proposals(images.tensor)
         found = self.classify(features, prototypes)

@@ -33,6 +33,11 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     alignzeg.CLIP.TAP = 6
     # Learnt tokens per block (deep visual prompts); the paper has 20 on COCO-Stuff and none elsewhere (suppl. Sec. 1).
     alignzeg.CLIP.NUM_PROMPTS = 0
+    # ZegCLIP, which the paper follows in its prompts, projects them and drops some of their values out (0.1).
+    alignzeg.CLIP.PROMPT_PROJECTION = False
+    alignzeg.CLIP.PROMPT_DROPOUT = 0.0
+    # Train CLIP's position embeddings, as SAN does; then CLIP keeps what its backward pass needs, as with prompts.
+    alignzeg.CLIP.TRAIN_POSITIONS = False
     # Text templates: "vild" (14), "imagenet" (80) or "single".
     alignzeg.CLIP.TEMPLATES = "vild"
 

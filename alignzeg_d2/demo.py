@@ -29,8 +29,9 @@ from zeroshot_d2.pictures.report import Picture, Section, Table
 from zeroshot_d2.pictures.style import save_figure
 from zeroshot_d2.segmentation.evaluation import format_results_table
 from zeroshot_d2.segmentation.figures import UNSEEN_SHARE, read_truth, shows_unseen
+from zeroshot_d2.segmentation.iou_bars import unseen_iou_figure
 from zeroshot_d2.segmentation.labels import read_label
-from zeroshot_d2.segmentation.pictures import Comparison, LabelArray, comparison_figure, unseen_iou_figure
+from zeroshot_d2.segmentation.pictures import Comparison, LabelArray, comparison_figure
 from zeroshot_d2.storage import write_json
 from zeroshot_d2.trainer import Results, Trainer
 

@@ -109,6 +109,7 @@ class ExportableAlignZeg(nn.Module):
         prototypes = self.prototypes if prototypes is None else prototypes
         seen = self.seen if seen is None else seen
         mask_logits, features = model.extract_proposals((images - model.pixel_mean) / model.pixel_std)
+        assert prototypes is not None and seen is not None, "they are either baked in or inputs"
         found = model.classify(features, prototypes)
         _, probabilities = correct(
             found.class_logits,

@@ -5,7 +5,6 @@ Shapes: Q proposals, K classes, (h, w) the masks' grid, (H, W) the image.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,19 +29,14 @@ class OracleEvaluator(ZeroShotSemSegEvaluator):
     inference runs with one-hot class scores.
     """
 
+    protocol_suffix = " (oracle)"
+
     def _prediction(self, output: Mapping[str, Any], truth: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        if "mask_logits" not in output.get("proposals", {}):
+        if "mask_logits" not in (output.get("proposals") or {}):
             raise ValueError(
                 "the oracle protocol needs output['proposals']['mask_logits']: set MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS True"
             )
         return oracle_prediction(output["proposals"]["mask_logits"], truth, self._num_classes)
-
-    def evaluate(self) -> OrderedDict[str, dict[str, Any]] | None:
-        """As the base class; "protocol" says that the classes are the oracle's."""
-        results = super().evaluate()
-        if results is not None:
-            results["sem_seg"]["protocol"] += " (oracle)"
-        return results
 
 
 def _masks_at(mask_logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:

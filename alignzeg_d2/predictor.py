@@ -20,8 +20,9 @@ class AlignZegPredictor(SegmentationPredictor):
     favours the vocabulary's unseen classes.
     """
 
-    def results(
-        self, inputs: list[dict[str, Any]], vocabulary: ClassSplit, *, scores: bool = False, proposals: bool = False
-    ) -> list[Segmentation]:
-        outputs = self.model.inference(inputs, output="scores" if scores else "labels", proposals=proposals)
+    options = ("scores", "proposals")
+
+    def results(self, inputs: list[dict[str, Any]], vocabulary: ClassSplit, wanted: frozenset[str]) -> list[Segmentation]:
+        scores = "scores" in wanted
+        outputs = self.model.inference(inputs, output="scores" if scores else "labels", proposals="proposals" in wanted)
         return [segmentation_of(output, vocabulary, scores=scores) for output in outputs]

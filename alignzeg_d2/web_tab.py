@@ -71,9 +71,8 @@ class Segmenter:
         self._max_pixels = max_pixels
         self.default_names = ", ".join(self._predictor.vocabulary.prompts)
         # The threshold in effect; None for a model without a class indicator.
-        uses_pbc = isinstance(self.model.postprocessor, PBC)
-        has_indicator = self.model.class_indicator is not None
-        self.gamma: float | None = (self.model.postprocessor.gamma if uses_pbc else OFF) if has_indicator else None
+        corrects = isinstance(self.model.postprocessor, PBC)
+        self.gamma: float | None = self._predictor.cfg.MODEL.ALIGNZEG.PBC.GAMMA if corrects else None
 
     @property
     def model(self) -> AlignZeg:

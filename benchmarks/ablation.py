@@ -8,9 +8,11 @@ already there are not repeated, so an interrupted call goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import runs
+from zeroshot_d2.storage import write_text
 
 METRICS = {"pAcc": "pAcc", "mIoU_seen": "mIoU(S)", "mIoU_unseen": "mIoU(U)", "hIoU": "hIoU"}
 
@@ -37,7 +39,7 @@ def run(config: str, seed: int, args: argparse.Namespace) -> None:
     common = ["--config-file", str(args.configs / config)]
     options = ["SEED", str(seed), *args.opts]
     if not (folder / "results.json").is_file():
-        runs.train_net([*common, *options, "OUTPUT_DIR", str(folder)], folder / "train.log", args.jobs)
+        runs.train_net([*common, *options, "OUTPUT_DIR", str(folder)], folder / "train.log", args)
     weights = ["--eval-only", "MODEL.WEIGHTS", str(folder / "model_final.pth")]
     evaluations = {"oracle": ["MODEL.ALIGNZEG.TEST.ORACLE", "True"]} if config in TABLE_6.values() else {}
     if config in WITHOUT_CORRECTION.values():
@@ -45,7 +47,7 @@ def run(config: str, seed: int, args: argparse.Namespace) -> None:
     for name, extra in evaluations.items():
         if not (folder / name / "results.json").is_file():
             settings = [*weights, *options, *extra, "OUTPUT_DIR", str(folder / name)]
-            runs.train_net([*common, *settings], folder / f"{name}.log", args.jobs)
+            runs.train_net([*common, *settings], folder / f"{name}.log", args)
 
 
 def table(title: str, variants: dict[str, str], args: argparse.Namespace, evaluation: str = "") -> str:
@@ -57,10 +59,9 @@ def table(title: str, variants: dict[str, str], args: argparse.Namespace, evalua
     return runs.table(title, METRICS, rows, args.dataset)
 
 
-def main() -> None:
-    parser = runs.parser(__doc__, dataset="demo_world_val", output="output/ablation")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
-    args = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = runs.parser("python -m benchmarks.ablation", __doc__, dataset="demo_world_val", output="output/ablation")
+    args = parser.parse(argv)
 
     configs = sorted({*TABLE_4.values(), *TABLE_5.values(), *TABLE_6.values()})
     runs.run_all(run, configs, args)
@@ -77,7 +78,7 @@ def main() -> None:
             ),
         ]
     )
-    (args.output / "tables.md").write_text(report)
+    write_text(args.output / "tables.md", report)
     print(report)
 
 

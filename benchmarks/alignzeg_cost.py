@@ -31,8 +31,10 @@ from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from alignzeg_d2 import add_alignzeg_config, alignzeg
+from alignzeg_d2 import add_alignzeg_config
+from alignzeg_d2 import inference as segmentation
 from alignzeg_d2.alignzeg import AlignZeg
+from zeroshot_d2.cli import Parser
 from zeroshot_d2.clip.loader import create_clip, get_tokenizer
 from zeroshot_d2.clip.text import embed_prompts, get_templates
 
@@ -120,7 +122,7 @@ def inference(plain: bool, repeats: int) -> dict[str, float]:
     fix_prototypes(model)
     if plain:
         model.semantic_decoder = PlainSemanticDecoder(model.semantic_decoder)
-        alignzeg.semantic_scores = plain_scores
+        segmentation.semantic_scores = plain_scores
     batch = inputs(1)
     return {"seconds": measure(lambda: model(batch), repeats)}
 
@@ -203,12 +205,12 @@ class _Proposals(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m benchmarks.alignzeg_cost", __doc__, takes_keys=False)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps per process")
     parser.add_argument("--rounds", type=int, default=2, help="processes per case and form")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse()
     if args.case:
         result = CASES[args.case](args.plain, args.repeats)
         result["gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -8,10 +8,11 @@ where it stopped.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import runs
+from zeroshot_d2.storage import write_text
 
 METRICS = {"ZSL_mAP": "mAP ZSL", "GZSL_mAP": "mAP GZSL"}
 GROUPS, LAMBDA = "MODEL.EPSILON.NUM_GROUPS", "MODEL.EPSILON.LOSS.LAMBDA"
@@ -46,7 +47,7 @@ def run(variant: Variant, seed: int, args: argparse.Namespace) -> None:
     if not (folder / "results.json").is_file():
         common = ["--config-file", str(args.configs / config), *options, "DATASETS.TEST", f"('{args.dataset}',)"]
         settings = ["SEED", str(seed), *args.opts, "OUTPUT_DIR", str(folder)]
-        runs.train_net([*common, *settings], folder / "train.log", args.jobs)
+        runs.train_net([*common, *settings], folder / "train.log", args)
 
 
 def table(title: str, variants: Mapping[str, Variant], args: argparse.Namespace) -> str:
@@ -58,11 +59,15 @@ def table(title: str, variants: Mapping[str, Variant], args: argparse.Namespace)
     return runs.table(title, METRICS, rows, args.dataset)
 
 
-def main() -> None:
-    parser = runs.parser(__doc__, dataset="demo_world_multilabel_test", output="output/epsilon_ablation")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = runs.parser(
+        "python -m benchmarks.epsilon_ablation",
+        __doc__,
+        dataset="demo_world_multilabel_test",
+        output="output/epsilon_ablation",
+    )
     parser.add_argument("--sweeps", action="store_true", help="Fig. 3 too: the number of groups, and lambda")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for every run")
-    args = parser.parse_args()
+    args = parser.parse(argv)
 
     tables: dict[str, Mapping[str, Variant]] = {"Table 3, components": TABLE_3}
     if args.sweeps:
@@ -70,7 +75,7 @@ def main() -> None:
     variants = sorted({variant for rows in tables.values() for variant in rows.values()})
     runs.run_all(run, variants, args)
     report = "\n".join(table(title, rows, args) for title, rows in tables.items())
-    (args.output / "tables.md").write_text(report)
+    write_text(args.output / "tables.md", report)
     print(report)
 
 

@@ -30,6 +30,8 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 
+from zeroshot_d2.cli import Parser
+
 BATCH, GROUPS, WIDTH, SEEN = 96, 8, 300, 7186
 NUS_WIDE = {"images": 107_859, "classes": 1006, "unseen": 81, "top_k": (3, 5)}
 OPEN_IMAGES = {"images": 125_456, "classes": 7586, "unseen": 400, "top_k": (10, 20)}
@@ -51,7 +53,7 @@ def loss_ours() -> float:
     semantics, vectors, positive = loss_case()
     loss = sum(Criterion(reg_weight=LAMBDA)(semantics, vectors, positive).values())
     loss.backward()
-    return float(loss)
+    return loss.item()
 
 
 def loss_plain() -> float:
@@ -67,7 +69,7 @@ def loss_plain() -> float:
         omega = 1 + (vectors[present].var(dim=0).sum() if present.sum() > 1 else 0)
         total = total + (1 - LAMBDA) * omega * rank + LAMBDA * s.var(dim=0).sum()
     (total / BATCH).backward()
-    return float(total / BATCH)
+    return total.item() / BATCH
 
 
 # ------------------------------------------------------------------------------------------------------- evaluator
@@ -167,15 +169,14 @@ def cases(images: int) -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m benchmarks.epsilon_cost", __doc__, takes_keys=False)
     parser.add_argument("--images", type=int, default=20_000, help="of Open Images; its plain form needs 38 KB for each")
     parser.add_argument("--only", choices=("loss", "evaluator NUS-WIDE", "evaluator Open Images"))
     parser.add_argument("--case", help=argparse.SUPPRESS)  # one case, in the process that was started for it
-    args = parser.parse_args()
+    args = parser.parse()
     if args.case:
         torch.set_num_threads(1)
         # Imports are not what is measured.
-        import epsilon_d2.evaluation
         import epsilon_d2.modeling.criterion  # noqa: F401
 
         print(json.dumps(measure(cases(args.images)[args.case], 3 if args.case.startswith("loss") else 1)))

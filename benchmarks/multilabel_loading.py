@@ -29,6 +29,7 @@ import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
 
+from zeroshot_d2.cli import Parser
 from zeroshot_d2.multilabel.columns import LabelColumns, MultiLabelDataset
 
 IMAGES, LABELS, CLASSES = 9_011_219, 27_894_289, 7_586
@@ -115,11 +116,11 @@ def measure(case: str, file: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m benchmarks.multilabel_loading", __doc__, takes_keys=False)
     parser.add_argument("--share", type=float, default=1.0, help="make the file this much smaller")
     parser.add_argument("--case", choices=("columns", "list"), help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse()
     if arguments.case:
         print(json.dumps(measure(arguments.case, arguments.file)))
         return

@@ -15,14 +15,16 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from zeroshot_d2.cli import Parser
+
 ROOT = Path(__file__).resolve().parent.parent
 
 Variant = TypeVar("Variant")
 
 
-def parser(description: str | None, dataset: str, output: str) -> argparse.ArgumentParser:
+def parser(prog: str, description: str | None, dataset: str, output: str) -> Parser:
     """The options of every ablation command; ``dataset`` and ``output`` are defaults."""
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = Parser(prog, description)
     options.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options.add_argument("--configs", type=Path, default=ROOT / "configs" / "demo", help="folder of the variants")
     options.add_argument("--dataset", default=dataset, help="the data set whose results are tabulated")
@@ -31,17 +33,18 @@ def parser(description: str | None, dataset: str, output: str) -> argparse.Argum
     return options
 
 
-def train_net(arguments: Sequence[str], log: Path, jobs: int) -> None:
-    """Run ``train_net.py`` as one of ``jobs`` at once, its output in ``log``.
+def train_net(arguments: Sequence[str], log: Path, args: argparse.Namespace) -> None:
+    """Run ``train_net.py`` as one of ``args.jobs`` at once, its output in ``log``; it imports ``args.modules`` too.
 
     Raises:
         RuntimeError: it failed; the log is named.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    imports = [word for module in args.modules for word in ("--import", module)]
     with log.open("w") as stream:
         code = subprocess.run(
-            [sys.executable, str(ROOT / "train_net.py"), *arguments],
+            [sys.executable, str(ROOT / "train_net.py"), *imports, *arguments],
             stdout=stream,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},

@@ -57,14 +57,20 @@ def add_epsilon_config(cfg: CfgNode) -> None:
     epsilon.LABEL_EMBEDDINGS.CLIP_NAME = "ViT-B-16-quickgelu"
     epsilon.LABEL_EMBEDDINGS.CLIP_PRETRAINED = "openai"
     epsilon.LABEL_EMBEDDINGS.TEMPLATES = "vild"
-    # Subtract the mean of the training vocabulary's vectors and normalise again.
+    # Bring label vectors to unit length; False, for SOURCE "file", takes them as the file has them.
+    epsilon.LABEL_EMBEDDINGS.NORMALISE = True
+    # Subtract the mean of the training vocabulary's vectors, and normalise again where NORMALISE is True.
     epsilon.LABEL_EMBEDDINGS.CENTRE = False
 
     # ---- objective (Eq. 9-13) ----
     epsilon.LOSS = CfgNode()
     epsilon.LOSS.LAMBDA = 0.3  # lambda, weight of L_reg against L_r (Fig. 3b)
-    # Eq. 10's alpha: "paper", 1 / (|T| |T-bar|), or "sdl", 2 / |T|, the form of the loss that it is inspired by.
+    # "paper": alpha of Eq. 10 is 1 / (|T| |T-bar|), as printed. "sdl": the form of the public code of SDL, which the loss is
+    # inspired by: alpha is 1 / |T|, and the whole objective is doubled.
     epsilon.LOSS.RANK_FORM = "paper"
+    # The variance of Eq. 12: "groups", over the groups, per dimension (SDL's code), or "within", over each group's own
+    # vector (as it is printed).
+    epsilon.LOSS.VARIANCE = "groups"
 
     # ---- inference ----
     epsilon.TEST = CfgNode()

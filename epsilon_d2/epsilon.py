@@ -69,6 +69,7 @@ class Epsilon(nn.Module):
         criterion: Criterion,
         label_embeddings: LabelEmbeddings,
         label_mean: Tensor,
+        unit_length: bool,
         frozen_record: dict[str, dict[str, str]],
         trained_classes: Collection[str],
         default_vocabulary: ClassSplit | None,
@@ -86,6 +87,7 @@ class Epsilon(nn.Module):
             criterion: Eq. 13.
             label_embeddings: prompts -> unit vectors (K, E).
             label_mean: (E,), subtracted from all label vectors; zeros leave them as they are.
+            unit_length: whether label vectors are brought to unit length behind it.
             frozen_record: what backbone and label vectors are; written into checkpoints and compared when one is loaded.
             trained_classes: names and prompt texts of the classes that the model is trained on.
             default_vocabulary: of inputs that name neither a data set nor a vocabulary.
@@ -104,6 +106,7 @@ class Epsilon(nn.Module):
         self.image_size = image_size
         self.return_attention = return_attention
         self.register_buffer("label_mean", label_mean)
+        self.unit_length = unit_length
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         leave_out_frozen(self, ["backbone"], frozen_record)
@@ -157,9 +160,12 @@ class Epsilon(nn.Module):
             "semantic_fuser": SemanticFuser(
                 width=width, num_parts=2 if gpa is not None and gfp is not None else 1, label_width=label_width
             ),
-            "criterion": Criterion(reg_weight=epsilon.LOSS.LAMBDA, rank_form=epsilon.LOSS.RANK_FORM),
+            "criterion": Criterion(
+                reg_weight=epsilon.LOSS.LAMBDA, rank_form=epsilon.LOSS.RANK_FORM, variance_form=epsilon.LOSS.VARIANCE
+            ),
             "label_embeddings": label_embeddings,
             "label_mean": training_vectors.mean(dim=0) if centre else torch.zeros(label_width),
+            "unit_length": epsilon.LABEL_EMBEDDINGS.NORMALISE,
             "frozen_record": record,
             "trained_classes": knowledge.trained,
             "default_vocabulary": knowledge.vocabulary,
@@ -231,7 +237,8 @@ class Epsilon(nn.Module):
 
     def label_vectors(self, vocabulary: ClassSplit) -> Tensor:
         """(K, E) of a vocabulary, in its order."""
-        return centred(self.label_embeddings(vocabulary.prompts).to(self.device), self.label_mean)
+        vectors = self.label_embeddings(vocabulary.prompts).to(self.device)
+        return centred(vectors, self.label_mean, unit_length=self.unit_length)
 
     def _classify(self, semantics: Semantics, index: int, label_vectors: Tensor, with_attention: bool) -> dict[str, Tensor]:
         """The output of one image of the batch; ``label_vectors`` (K, E)."""
@@ -286,8 +293,12 @@ def build_label_embeddings(cfg: CfgNode) -> tuple[LabelEmbeddings, dict[str, str
     """
     keys = cfg.MODEL.EPSILON.LABEL_EMBEDDINGS
     if keys.SOURCE == "file":
-        words = WordVectorEmbeddings(keys.FILE)
+        words = WordVectorEmbeddings(keys.FILE, unit_length=keys.NORMALISE)
         return words, {"source": "file", "file": keys.FILE, "sha256": words.weights_hash}
+    if not keys.NORMALISE:
+        raise ValueError(
+            'MODEL.EPSILON.LABEL_EMBEDDINGS.NORMALISE False goes with SOURCE "file" only: CLIP compares directions'
+        )
     if keys.SOURCE == "clip":
         clip_hash = fingerprint(create_clip(keys.CLIP_NAME, keys.CLIP_PRETRAINED))
         texts = ClipTextEmbeddings(

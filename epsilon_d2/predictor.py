@@ -22,16 +22,14 @@ class EpsilonPredictor(TagPredictor):
     GPA and of GFP sees, as far as the model has them, and ``group_of_class`` (K,): which group gave each score.
     """
 
-    def results(self, inputs: list[dict[str, Any]], vocabulary: ClassSplit, *, attention: bool = False) -> list[Tags]:
-        tags = []
-        for output in self.model.inference(inputs, attention=attention):
-            arrays = {key: value.cpu().numpy() for key, value in output.items() if key != "scores"}
-            tags.append(Tags(vocabulary, scores_of(output), arrays if attention else None))
-        return tags
+    options = explanation_needs = ("attention",)
 
-    @property
-    def explanation_needs(self) -> dict[str, bool]:
-        return {"attention": True}
+    def results(self, inputs: list[dict[str, Any]], vocabulary: ClassSplit, wanted: frozenset[str]) -> list[Tags]:
+        tags = []
+        for output in self.model.inference(inputs, attention="attention" in wanted):
+            arrays = {key: value.cpu().numpy() for key, value in output.items() if key != "scores"}
+            tags.append(Tags(vocabulary, scores_of(output), arrays or None))
+        return tags
 
     def explain(self, image: ImageArray, result: Tags) -> dict[str, Figure]:
         """{"group_attention", "global_attention": where the groups look}; ``image`` is BGR (H, W, 3)."""

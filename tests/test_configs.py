@@ -1,54 +1,118 @@
-"""Every config of AlignZeg builds on a random CLIP and runs forward, in evaluation and in training, without any data."""
+"""Every config builds on random weights and runs forward, in evaluation and in training, without any data."""
+
+from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
 
-from alignzeg_d2 import MRPE, AlignZeg, TransformerPixelDecoder, add_alignzeg_config, alignzeg
-from zeroshot_d2 import IGNORE_LABEL, clip_loader
+from alignzeg_d2 import MRPE, TransformerPixelDecoder
+from alignzeg_d2 import alignzeg as alignzeg_module
+from epsilon_d2 import epsilon as epsilon_module
+from zeroshot_d2 import IGNORE_LABEL, load_config
+from zeroshot_d2.cli import system_of_config
+from zeroshot_d2.clip import loader
+from zeroshot_d2.trainer import Trainer, check_datasets
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 
 
-def architecture(path: Path) -> str:
-    return CfgNode.load_yaml_with_base(str(path)).get("MODEL", {}).get("META_ARCHITECTURE", "AlignZeg")
+class RandomVectors:
+    """In place of text prototypes and word vectors, whose towers and files are as large as everything else together."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def __call__(self, prompts: Sequence[str], **at_hand: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(len(prompts))
+        return F.normalize(torch.randn(len(prompts), self.width, generator=generator), dim=-1)
 
 
-ALIGNZEG = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if architecture(path) == "AlignZeg")
+def random_texts(*, name: str, **arguments: Any) -> RandomVectors:
+    return RandomVectors({loader.DEMO_CLIP_NAME: 96, "ViT-B-16-quickgelu": 512}[name])
 
 
-def config(name: str) -> CfgNode:
-    cfg = get_cfg()
-    add_alignzeg_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / name))
-    return cfg
+def random_labels(cfg: CfgNode) -> tuple[Callable[[Sequence[str]], torch.Tensor], dict[str, str]]:
+    return RandomVectors(300), {"sha256": ""}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_clip_per_name():
-    """Building a random ViT-B/16 takes longer than everything else here: the configs share it, frozen as it is."""
+def shared_weights() -> Iterator[None]:
+    """One CLIP per name for all configs, frozen as it is: to draw a random ViT-B/16 takes longer than anything else here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(alignzeg, "create_clip", functools.lru_cache(clip_loader.create_clip))
-        patch.setattr(alignzeg, "fingerprint", functools.lru_cache(clip_loader.fingerprint))
+        patch.setattr(alignzeg_module, "create_clip", functools.cache(loader.create_clip))
+        patch.setattr(alignzeg_module, "fingerprint", functools.cache(lambda clip: "random"))
+        patch.setattr(alignzeg_module, "ClipTextEmbeddings", random_texts)
+        patch.setattr(epsilon_module, "build_label_embeddings", random_labels)
         yield
 
 
-def test_there_are_configs():
-    assert {"coco/alignzeg.yaml", "voc/alignzeg.yaml", "pascal_context/alignzeg.yaml", "demo/alignzeg.yaml"} <= set(ALIGNZEG)
+@functools.cache
+def config(name: str) -> CfgNode:
+    """Frozen; ``clone`` gives one that can be changed."""
+    cfg = load_config(CONFIGS / name)
+    cfg.freeze()
+    return cfg
 
 
-@pytest.mark.parametrize("name", ALIGNZEG)
-def test_builds_and_runs(name):
+def system(name: str) -> str:
+    return system_of_config(CONFIGS / name).name
+
+
+def names_of(wanted: str) -> list[str]:
+    return [name for name in NAMES if system(name) == wanted]
+
+
+def light(name: str) -> CfgNode:
+    """A config on random weights; of a ViT-B/16 that is Epsilon's own only two of the twelve blocks."""
+    cfg = config(name).clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    if system(name) == "AlignZeg":
+        cfg.MODEL.ALIGNZEG.CLIP.PRETRAINED = ""
+        return cfg
+    backbone = cfg.MODEL.EPSILON.BACKBONE
+    backbone.PRETRAINED = ""
+    if cfg.MODEL.BACKBONE.NAME == "TimmViT":
+        backbone.TAP = 2
+        if "ablation" in name:
+            backbone.NAME = "vit_tiny_patch16_224"
+    return cfg
+
+
+def test_there_are_configs() -> None:
+    for dataset in ("coco", "voc", "pascal_context", "demo"):
+        assert f"{dataset}/alignzeg.yaml" in names_of("AlignZeg")
+    for dataset in ("nus_wide", "open_images", "demo"):
+        assert f"{dataset}/epsilon.yaml" in names_of("Epsilon")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_its_system_its_data_sets_and_an_output_folder(name: str) -> None:
     cfg = config(name)
-    cfg.merge_from_list(
-        ["MODEL.DEVICE", "cpu", "MODEL.ALIGNZEG.CLIP.PRETRAINED", "", "MODEL.ALIGNZEG.CLIP.TEMPLATES", "single"]
-    )
+    assert system(name) == cfg.MODEL.META_ARCHITECTURE and cfg.VERSION == 2
+    assert cfg.DATASETS.TRAIN and cfg.DATASETS.TEST
+    check_datasets(cfg)
+    for is_train in (True, False):
+        assert Trainer.build_mapper(cfg, is_train=is_train) is not None
+    assert [other for other in NAMES if config(other).OUTPUT_DIR == cfg.OUTPUT_DIR] == [name]
+
+
+@pytest.mark.parametrize("name", names_of("AlignZeg"))
+def test_alignzeg_builds_and_runs(name: str) -> None:
+    cfg = light(name)
     torch.manual_seed(0)
-    model = AlignZeg(cfg)
+    model = build_model(cfg)
     vocabulary = MetadataCatalog.get(cfg.DATASETS.TEST[0]).class_split
     image = torch.randint(0, 256, (3, 64, 48), dtype=torch.uint8)
     (out,) = model.eval()([{"image": image}])
@@ -60,28 +124,35 @@ def test_builds_and_runs(name):
     losses = model.train()([{"image": image, "sem_seg": sem_seg, "dataset_name": trained}])
     expected = {"loss_ce", "loss_mask", "loss_dice", "loss_reg"}
     expected |= {"loss_vir"} if cfg.MODEL.ALIGNZEG.GEPC.FEATURE_EXPANSION else set()
-    expected |= {"loss_bc"} if cfg.MODEL.ALIGNZEG.PBC.ENABLED else set()
+    expected |= {"loss_bc"} if cfg.MODEL.ALIGNZEG.PBC.POSTPROCESSOR == "PBC" else set()
     assert set(losses) == expected and all(loss.isfinite() for loss in losses.values())
 
 
-@pytest.mark.parametrize("name", ALIGNZEG)
-def test_names_registered_sets_and_an_output_folder_of_its_own(name):
-    cfg = config(name)
-    assert all(hasattr(MetadataCatalog.get(d), "class_split") for d in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    assert [other for other in ALIGNZEG if config(other).OUTPUT_DIR == cfg.OUTPUT_DIR] == [name]
-    assert cfg.VERSION == 2
+@pytest.mark.parametrize("name", names_of("Epsilon"))
+def test_epsilon_builds_and_runs(name: str) -> None:
+    cfg = light(name)
+    model = build_model(cfg)
+    image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
+    (out,) = model.eval()([{"image": image}])
+    vocabulary = MetadataCatalog.get(cfg.DATASETS.TEST[0]).class_split
+    assert out["scores"].shape == (len(vocabulary),) and out["scores"].isfinite().all()
+    sample = {"image": image, "positive_labels": np.array([1, 4]), "dataset_name": cfg.DATASETS.TRAIN[0]}
+    losses = model.train()([sample, {**sample, "positive_labels": np.array([], dtype=int)}])
+    assert set(losses) == {"loss_rank", "loss_reg"} and all(loss.isfinite() for loss in losses.values())
+
+
+# ---- AlignZeg's numbers ----
 
 
 @pytest.mark.parametrize(
     ("name", "iterations", "prompts", "backgrounds"),
     [("voc", 20000, 0, 10), ("coco", 80000, 20, 20), ("pascal_context", 40000, 0, 10)],
 )
-def test_numbers_of_section_4_2(name, iterations, prompts, backgrounds):
+def test_numbers_of_section_4_2(name: str, iterations: int, prompts: int, backgrounds: int) -> None:
     cfg = config(f"{name}/alignzeg.yaml")
     model = cfg.MODEL.ALIGNZEG
-    assert (
-        iterations, prompts, backgrounds,
-    ) == (cfg.SOLVER.MAX_ITER, model.CLIP.NUM_PROMPTS, model.GEPC.NUM_BACKGROUND_PROTOTYPES)  # fmt: skip
+    given = (cfg.SOLVER.MAX_ITER, model.CLIP.NUM_PROMPTS, model.GEPC.NUM_BACKGROUND_PROTOTYPES)
+    assert given == (iterations, prompts, backgrounds)
     assert cfg.SOLVER.IMS_PER_BATCH == 16 and cfg.INPUT.CROP.SIZE == [640, 640]
     assert (model.CLIP.NAME, model.CLIP.TAP, model.CLIP.RESOLUTION) == ("ViT-B-16-quickgelu", 6, 0.5)
     assert model.SEMANTIC_DECODER.NUM_LAYERS == 3
@@ -93,23 +164,61 @@ def test_numbers_of_section_4_2(name, iterations, prompts, backgrounds):
 
 
 @pytest.mark.parametrize("dataset", ["coco", "voc", "demo"])
-def test_ablations_of_tables_4_and_5(dataset):
+def test_ablations_of_tables_4_and_5(dataset: str) -> None:
     """Each row of Table 4 switches one more part on; the last is the whole model."""
     full = config(f"{dataset}/alignzeg.yaml").MODEL.ALIGNZEG
     many = full.GEPC.NUM_BACKGROUND_PROTOTYPES
     rows = {}
     for row in ("ablation/baseline", "ablation/pbc", "ablation/pbc_mrpe", "ablation/pbc_mrpe_fes", "alignzeg"):
         model = config(f"{dataset}/{row}.yaml").MODEL.ALIGNZEG
-        assert (model.PBC.POSTPROCESSOR == "PBC") == model.PBC.ENABLED
+        assert model.PBC.POSTPROCESSOR in ("PBC", "NoCorrection")
         rows[row] = [
-            model.PBC.ENABLED,
+            model.PBC.POSTPROCESSOR == "PBC",
             MRPE.__name__ == model.PIXEL_DECODER.NAME,
             model.GEPC.FEATURE_EXPANSION,
             many == model.GEPC.NUM_BACKGROUND_PROTOTYPES,
         ]
         assert model.GEPC.NUM_BACKGROUND_PROTOTYPES in (1, many)
     assert list(rows.values()) == [[part < row for part in range(4)] for row in range(5)]
-    table_5 = config(f"{dataset}/ablation/transformer_decoder.yaml").MODEL.ALIGNZEG
+    table_5 = config(f"{dataset}/ablation/transformer_decoder.yaml").MODEL.ALIGNZEG.clone()
+    table_5.defrost()
     assert TransformerPixelDecoder.__name__ == table_5.PIXEL_DECODER.NAME
     table_5.PIXEL_DECODER.NAME = full.PIXEL_DECODER.NAME
     assert table_5 == full
+
+
+# ---- Epsilon's numbers ----
+
+
+@pytest.mark.parametrize("dataset", ["nus_wide", "open_images"])
+def test_numbers_of_the_implementation_details(dataset: str) -> None:
+    cfg = config(f"{dataset}/epsilon.yaml")
+    solver, model = cfg.SOLVER, cfg.MODEL.EPSILON
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == ("ADAM", 1e-5, 4e-3, 4e-3)
+    assert (solver.IMS_PER_BATCH, solver.MAX_EPOCHS, solver.STEPS_EPOCHS, solver.GAMMA) == (96, 7, [3], 0.5)
+    assert (model.NUM_GROUPS, model.LOSS.LAMBDA, model.LOSS.RANK_FORM) == (8, 0.3, "paper")
+    assert model.BACKBONE.NAME == "vit_base_patch16_224" and cfg.INPUT.IMAGE_SIZE == 224
+    assert tuple(cfg.TEST.TOP_K) == ((3, 5) if dataset == "nus_wide" else (10, 20))
+    split = MetadataCatalog.get(cfg.DATASETS.TEST[0]).class_split
+    assert (len(split.seen), len(split.unseen)) == ((925, 81) if dataset == "nus_wide" else (7186, 400))
+    assert len(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).class_split) == len(split.seen)
+
+
+@pytest.mark.parametrize("dataset", ["nus_wide", "demo"])
+def test_ablations_of_table_3(dataset: str) -> None:
+    columns = {
+        "backbone_only": (False, False, 8),
+        "backbone_only_m2": (False, False, 2),
+        "gpa": (True, False, 8),
+        "gpa_m2": (True, False, 2),
+        "gfp": (False, True, 8),
+        "gfp_m2": (False, True, 2),
+    }
+    full = config(f"{dataset}/epsilon.yaml")
+    for name, column in columns.items():
+        cfg = config(f"{dataset}/epsilon_ablation/{name}.yaml").clone()
+        cfg.defrost()
+        model = cfg.MODEL.EPSILON
+        assert column == (model.GPA.ENABLED, model.GFP.ENABLED, model.NUM_GROUPS)
+        model.GPA.ENABLED, model.GFP.ENABLED, model.NUM_GROUPS, cfg.OUTPUT_DIR = True, True, 8, full.OUTPUT_DIR
+        assert cfg == full

@@ -1,7 +1,10 @@
 """docs/custom_data.md is run as it stands: on a tiny CamVid, and on the real one where it is at hand."""
 
+import json
 import logging
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,32 +12,36 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from zeroshot_d2 import IGNORE_LABEL, read_label
-from zeroshot_d2.commands.check import main
+from zeroshot_d2 import IGNORE_LABEL, read_label, system
+from zeroshot_d2.__main__ import main
 
 REPOSITORY = Path(__file__).parents[1]
 CAMVID = REPOSITORY.parent / "shared" / "data" / "camvid"
-BLOCKS = dict(
-    re.findall(r"<!-- run: (.+?) -->\n```python\n(.*?)```", (REPOSITORY / "docs/custom_data.md").read_text(), re.S)
-)
+PAGE = (REPOSITORY / "docs/custom_data.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"<!-- run: (.+?) -->\n```python\n(.*?)```", PAGE, re.S))
+COMMANDS = re.findall(r"^    python -m zeroshot_d2 (.*)$", PAGE.replace("\\\n", " "), re.M)
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder(tmp_path, monkeypatch):
-    """Run in an empty folder, and forget what the page has registered."""
+    """Run in an empty folder, and forget what the page has registered and imported."""
     before = set(DatasetCatalog.list())
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(system, "_imported", {})
     yield
+    sys.modules.pop("camvid", None)
     for name in set(DatasetCatalog.list()) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
 
 
-def tiny_camvid(folder: Path) -> None:
+def tiny_camvid(folder: Path, side: int = 1) -> None:
+    """An image to train and one to test; each of their six labels covers ``side`` times ``side`` pixels."""
     for part, labels in (("train", [[0, 5, 11], [8, 3, 3]]), ("val", [[1, 7, 10], [5, 11, 2]])):
         for kind, pixels in (("images", np.zeros((2, 3, 3))), ("labels", np.array(labels))):
             (folder / kind / part).mkdir(parents=True)
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / kind / part / "0001.png")
+            large = pixels.astype(np.uint8).repeat(side, axis=0).repeat(side, axis=1)
+            Image.fromarray(large).save(folder / kind / part / "0001.png")
 
 
 def names_in(dataset: str) -> set[str]:
@@ -61,7 +68,33 @@ def test_the_table_names_arguments_that_exist(example):
     from zeroshot_d2 import register_sem_seg
 
     assert example in inspect.signature(register_sem_seg).parameters
-    assert f"`{example}=" in (REPOSITORY / "docs/custom_data.md").read_text()
+    assert f"`{example}=" in PAGE
+
+
+def test_commands_of_the_page(tmp_path):
+    """In the page's order, with the demo's small model and one iteration; the last without file and data."""
+    tiny_camvid(tmp_path / "camvid", side=20)
+    (tmp_path / "camvid.py").write_text(BLOCKS["segmentation"])
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "photos/a.png")
+    assert [command.split()[0] for command in COMMANDS] == ["check", "train", "predict"]
+    check, train, predict = (shlex.split(command.replace("configs/voc/", "demo/")) for command in COMMANDS)
+    assert main(check) == 0
+    assert (tmp_path / "output/check/camvid_train/sheet.png").is_file()
+    assert main([*train, "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "1", "SOLVER.MAX_ITER", "1"]) == 0
+    results = json.loads((tmp_path / "output/camvid/results.json").read_text())
+    assert {name: numbers["protocol"] for name, numbers in results.items()} == {
+        "camvid_val": "GZS3",
+        "camvid_val_unseen": "ZS3",
+    }
+    for name in ("camvid_train", "camvid_val", "camvid_val_unseen"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert main(predict) == 0
+    vocabulary = json.loads((tmp_path / "predictions/vocabulary.json").read_text())
+    assert [entry["name"] for entry in vocabulary if entry["unseen"]] == ["tree", "fence", "bicyclist"]
+    assert vocabulary[6]["name"] == "sign_symbol" and vocabulary[6]["synonyms"] == ["sign symbol"]
+    assert (tmp_path / "predictions/a_overlay.png").is_file()
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not there")

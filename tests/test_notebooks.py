@@ -89,6 +89,7 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (ROOT / "notebooks" / target.partition(")")[0]).is_file(), target
 
 
+@pytest.mark.slow
 def test_alignzeg(user_folder: Path) -> None:
     notebook = execute("alignzeg.ipynb", user_folder)
     drawn, text = pictures(notebook), printed(notebook)
@@ -97,6 +98,7 @@ def test_alignzeg(user_folder: Path) -> None:
     assert "grounds_train: 6 images, protocol supervised, ('grass', 'sand', 'bricks')" in text
 
 
+@pytest.mark.slow
 def test_epsilon(user_folder: Path) -> None:
     notebook = execute("epsilon.ipynb", user_folder)
     drawn, text = pictures(notebook), printed(notebook)

@@ -1,40 +1,33 @@
 """Tiny releases of the papers' data sets in their official formats, with their quirks; for tests.
 
 Each function writes below ``root`` (which ``$DETECTRON2_DATASETS`` should name) and, where the project has a
-prepare script, runs it. Images are 64 x 48 pixels and come as colour, grey and CMYK JPEGs.
+preparation, runs it. Images are 64 x 48 pixels and come as colour, grey and CMYK JPEGs.
 """
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+from detectron2.data import MetadataCatalog
 from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
+from zeroshot_d2 import IGNORE_LABEL, read_label
 from zeroshot_d2.datasets.builtin import load_class_list
+from zeroshot_d2.datasets.preparation import ade20k_847 as prepare_ade20k_847
+from zeroshot_d2.datasets.preparation import nus_wide as prepare_nus_wide
+from zeroshot_d2.datasets.preparation import open_images_v4 as prepare_open_images_v4
+from zeroshot_d2.datasets.preparation import pascal_context as prepare_pascal_context
+from zeroshot_d2.datasets.preparation import pascal_context_459 as prepare_pascal_context_459
 
-REPOSITORY = Path(__file__).parents[1]
 HEIGHT, WIDTH = 48, 64
 MODES = ("RGB", "L", "CMYK")
-
-
-def prepare_script(name: str) -> ModuleType:
-    """A script of ``datasets/`` as a module; its functions can be sent to other processes."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "datasets" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def save_photo(path: Path, index: int = 0) -> None:
@@ -120,7 +113,7 @@ def pascal_context_json(root: Path) -> Path:
 
 def pascal_context(root: Path) -> None:
     voc = pascal_context_json(root)
-    prepare_script("prepare_pascal_context").convert(voc / "trainval_merged.json", voc / "pascal_context_59")
+    prepare_pascal_context.convert(voc / "trainval_merged.json", voc / "pascal_context_59")
 
 
 def pascal_context_459(root: Path) -> None:
@@ -129,9 +122,7 @@ def pascal_context_459(root: Path) -> None:
     (voc / "trainval").mkdir()
     for stem in ("2008_000002", "2008_000003", "2008_000004"):
         savemat(voc / f"trainval/{stem}.mat", {"LabelMap": stripes([0, 1, 459, 300]).astype(np.uint16)})
-    prepare_script("prepare_pascal_context_459").convert(
-        voc / "trainval", voc / "trainval_merged.json", voc / "pascal_context_459"
-    )
+    prepare_pascal_context_459.convert(voc / "trainval", voc / "trainval_merged.json", voc / "pascal_context_459")
 
 
 def ade20k_150(root: Path) -> None:
@@ -149,7 +140,7 @@ def ade20k_847(root: Path) -> None:
     colours = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     colours[..., 0], colours[..., 1] = values // 256 * 10, values % 256
     Image.fromarray(colours).save(place / "ADE_val_00000001_seg.png")
-    prepare_script("prepare_ade20k_847").convert(release, release / "ade20k_847", "validation", short_side=HEIGHT // 2)
+    prepare_ade20k_847.convert(release, release / "ade20k_847", "validation", short_side=HEIGHT // 2)
 
 
 def nus_wide_files(root: Path) -> Path:
@@ -183,7 +174,7 @@ def nus_wide_files(root: Path) -> Path:
 
 
 def nus_wide(root: Path) -> None:
-    prepare_script("prepare_nus_wide").convert(nus_wide_files(root))
+    prepare_nus_wide.convert(nus_wide_files(root))
 
 
 def open_images_files(root: Path, part: str = "test") -> Path:
@@ -208,4 +199,47 @@ def open_images_files(root: Path, part: str = "test") -> Path:
 
 def open_images(root: Path) -> None:
     for part in ("train", "validation", "test"):
-        prepare_script("prepare_open_images_v4").convert(open_images_files(root, part), part)
+        prepare_open_images_v4.convert(open_images_files(root, part), part)
+
+
+def save_noise(path: Path, size: tuple[int, int] = (6, 4), mode: str = "RGB", **options: Any) -> None:
+    """Noise of (width, height) ``size`` in a colour mode; ``options`` are Pillow's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3)).astype(np.uint8)
+    Image.fromarray(noise).convert(mode).save(path, **options)
+
+
+def save_values(path: Path, values: Any) -> None:
+    """A label image of 8 bits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values, dtype=np.uint8)).save(path)
+
+
+def faulty_release(root: Path) -> None:
+    """images/*.jpg and labels/*.png of the values 0 to 2: three whole images, of three kinds of JPEG, and one that its EXIF
+    tag turns; then one per fault."""
+    for i, mode in enumerate(MODES):
+        save_noise(root / f"images/{i}.jpg", mode=mode)
+        save_values(root / f"labels/{i}.png", np.full((4, 6), i if i < 2 else 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a viewer turns it by a quarter
+    save_noise(root / "images/5_turned.jpg", exif=exif)
+    save_values(root / "labels/5_turned.png", np.zeros((4, 6)))
+    save_noise(root / "images/3_value.jpg")
+    save_values(root / "labels/3_value.png", np.full((4, 6), 77))
+    save_noise(root / "images/4_cut.jpg", size=(60, 40))
+    whole = (root / "images/4_cut.jpg").read_bytes()
+    (root / "images/4_cut.jpg").write_bytes(whole[: len(whole) // 2])
+    save_values(root / "labels/4_cut.png", np.zeros((40, 60)))
+    save_noise(root / "images/6_size.jpg")
+    save_values(root / "labels/6_size.png", np.zeros((5, 5)))
+    save_noise(root / "images/7_side.jpg")
+    save_values(root / "labels/7_side.png", np.ones((6, 4)))
+
+
+def names_in_order(dataset: str, record: dict) -> list[str | None]:
+    """Names of the label's stripes from left to right; None where it is ignored."""
+    meta = MetadataCatalog.get(dataset)
+    row = read_label(record["sem_seg_file_name"], meta.label_table)[0]
+    starts = np.flatnonzero(np.diff(row.astype(int), prepend=-1))
+    return [None if row[i] == IGNORE_LABEL else meta.stuff_classes[row[i]] for i in starts]

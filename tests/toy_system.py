@@ -1,13 +1,10 @@
-"""A system of one linear layer, plugged into the trainer as the real ones are; also a program of its own.
-
-    python tests/toy_system.py --config-file toy.yaml [Detectron2's other arguments]
+"""A system of one linear layer, brought by ``--import tests/toy_system.py``: for the tests of the trainer and the launcher.
 
 Its model appends the loss of each iteration, with all digits, to ``OUTPUT_DIR/losses_<rank>.txt``.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 from pathlib import Path
@@ -17,22 +14,18 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from zeroshot_d2.config import add_trainer_config
-from zeroshot_d2.launch import launch, run
-from zeroshot_d2.trainer import Results, Trainer
+from zeroshot_d2 import System, register_system
 
 NUM_TRAIN, NUM_VAL, DIM = 10, 5, 4
 
 
 def add_toy_config(cfg: CfgNode) -> None:
-    add_trainer_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "Toy"
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.KILL_AT = -1  # the process dies in this iteration, as by kill -9
@@ -112,16 +105,11 @@ class ToyEvaluator(DatasetEvaluator):
         return {"toy": {"protocol": "ZS3", "score": score, "absent": None, "images": [image for image, _ in seen]}}
 
 
-class ToyTrainer(Trainer):
-    mappers = {"Toy": ToyMapper}
-    evaluators = {"toy": ToyEvaluator}
-
-
 def register_toy(name: str, num_images: int, broken: tuple[int, ...] = ()) -> None:
     """Register ``num_images`` samples; those in ``broken`` cannot be read."""
     dicts = [{"file_name": f"{name}/{i}.jpg", "image_id": i, "broken": i in broken} for i in range(num_images)]
     DatasetCatalog.register(name, lambda: dicts)
-    MetadataCatalog.get(name).set(evaluator_type="toy")
+    MetadataCatalog.get(name).set(evaluator_type="zero_shot_multilabel")
 
 
 if "toy_train" not in DatasetCatalog:
@@ -131,9 +119,5 @@ if "toy_train" not in DatasetCatalog:
     register_toy("toy_all_broken", NUM_TRAIN, broken=tuple(range(NUM_TRAIN)))
 
 
-def main(args: argparse.Namespace) -> Results:
-    return run(args, ToyTrainer, add_toy_config)
-
-
-if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+TOY = System("Toy", "multilabel", add_toy_config, mapper=ToyMapper, evaluator=ToyEvaluator)
+register_system(TOY)

@@ -21,14 +21,15 @@ def summaries() -> dict[str, str]:
     return found
 
 
-def find_verb(name: str) -> Callable[[Sequence[str]], int] | None:
-    """The function of a verb, of the project or of a registered system; None if there is none."""
+def find_verb(name: str, arguments: Sequence[str] = ()) -> Callable[[Sequence[str]], int] | None:
+    """The function of a verb, of the project or of a system that is registered or that ``arguments`` --import; None if there
+    is none."""
     if name in summaries():
         return importlib.import_module(f"{commands.__name__}.{name}").main
-    from .cli import import_systems
+    from .cli import peek
     from .system import all_systems, resolve
 
-    import_systems()
+    peek(arguments)
     for system in all_systems():
         if name in system.verbs:
             return resolve(system.verbs[name])
@@ -54,17 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the work
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    if not words or words[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if words else 2
-    verb = find_verb(words[0])
-    if verb is None:
-        print(f"error: there is no verb {words[0]!r}\n\n{usage()}", file=sys.stderr)
-        return 2
     show_traceback = "--traceback" in words
     if show_traceback:
         words.remove("--traceback")
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
     try:
+        verb = find_verb(words[0], words[1:])
+        if verb is None:
+            print(f"error: there is no verb {words[0]!r}\n\n{usage()}", file=sys.stderr)
+            return 2
         return verb(words[1:])
     except (ValueError, OSError) as error:  # what the project raises about what it was given
         if show_traceback:

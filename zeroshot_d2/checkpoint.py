@@ -162,6 +162,8 @@ def read_checkpoint(path: PathLike, *, mapped: bool = False) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"the checkpoint {file} holds a {type(content).__name__}, not named weights")
+    if not isinstance(content.get("model", {}), dict):
+        raise ValueError(f"the checkpoint {file} holds a {type(content['model']).__name__} as its model, not named weights")
     if "frozen_record" in content.get("model", {}):
         raise ValueError(f"the checkpoint {file} was written by version 0.1.0: train again, or use that version")
     if "model" not in content:  # bare weights, as torch.save(model.state_dict(), file) leaves them
@@ -175,8 +177,18 @@ def read_record(path: PathLike) -> ModelRecord | None:
     Raises:
         FileNotFoundError, ValueError: as :func:`read_checkpoint`.
     """
-    content = read_checkpoint(path, mapped=True)
-    return ModelRecord.from_dict(content[ENTRY]) if ENTRY in content else None
+    return _record_in(read_checkpoint(path, mapped=True), path)
+
+
+def _record_in(content: Mapping[str, Any], path: PathLike) -> ModelRecord | None:
+    if ENTRY not in content:
+        return None
+    try:
+        return ModelRecord.from_dict(content[ENTRY])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"the record in the checkpoint {path} is not one that this version writes ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _record_of_weights(cfg: CfgNode) -> ModelRecord | None:
@@ -246,6 +258,6 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_checkpoint(filename)
-        record = ModelRecord.from_dict(content.pop(ENTRY)) if ENTRY in content else None
-        check_record(record, getattr(self.model, "frozen_record", {}), filename)
+        check_record(_record_in(content, filename), getattr(self.model, "frozen_record", {}), filename)
+        content.pop(ENTRY, None)
         return {**content, "matching_heuristics": False}

@@ -86,11 +86,16 @@ def system_of_config(path: str | Path) -> System:
         content = CfgNode.load_yaml_with_base(str(path))
     except yaml.YAMLError as error:
         raise ValueError(
-            f"the config {path} is no plain YAML, and tags that run Python code are not supported: {' '.join(str(error).split())}"
+            f"the config {path} is no plain YAML; tags that run Python code are refused: {' '.join(str(error).split())}"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the config {path} cannot be read: {error}") from error
-    name = content.get("MODEL", {}).get("META_ARCHITECTURE") if isinstance(content, dict) else None
+    except RecursionError as error:
+        raise ValueError(f"the config {path} cannot be read: its _BASE_ leads back to it") from error
+    except TypeError:  # the file holds no mapping, in which _BASE_ could be looked for
+        content = None
+    model = content.get("MODEL") if isinstance(content, dict) else None
+    name = model.get("META_ARCHITECTURE") if isinstance(model, dict) else None
     if not isinstance(name, str):
         raise ValueError(f"the config {path} names no MODEL.META_ARCHITECTURE, which says whose keys it has")
     return find_system(name)
@@ -259,9 +264,9 @@ def model_config(args: argparse.Namespace, prefix: str = "", opts: Sequence[obje
     cfg = load_config(path, args.opts if opts is None else opts)
     if weights is None and folder is None and cfg.MODEL.WEIGHTS:
         weights = cfg.MODEL.WEIGHTS
-    weights = (Path(cfg.OUTPUT_DIR) if folder is None else folder) / "model_final.pth" if weights is None else Path(weights)
     if "://" in str(weights):
         raise ValueError(f"--{prefix}weights {weights} is an address: download the file, look it over, and give its path")
+    weights = (Path(cfg.OUTPUT_DIR) if folder is None else folder) / "model_final.pth" if weights is None else Path(weights)
     if not weights.is_file():
         raise FileNotFoundError(f"--{prefix}weights {weights} do not exist (looked for them from {Path.cwd()})")
     cfg.MODEL.WEIGHTS = str(weights)

@@ -28,7 +28,8 @@ def leave_out_frozen(model: nn.Module, parts: Sequence[str], record: FrozenRecor
     model.frozen_record = record  # type: ignore[assignment]  # nn.Module declares tensors and modules only
     # Functions of this module, so that the model can be pickled.
     model.register_state_dict_post_hook(partial(_leave_out, keys))
-    model.register_load_state_dict_post_hook(partial(_check_completeness, keys))
+    model.register_load_state_dict_pre_hook(_check_completeness)
+    model.register_load_state_dict_post_hook(partial(_expect_no_frozen, keys))
 
 
 def _leave_out(keys: frozenset[str], module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
@@ -36,15 +37,19 @@ def _leave_out(keys: frozenset[str], module: nn.Module, state: dict[str, Any], p
         state.pop(prefix + key, None)
 
 
-def _check_completeness(keys: frozenset[str], module: nn.Module, incompatible: Any) -> None:
-    missing = [key for key in incompatible.missing_keys if not any(key.endswith(frozen_key) for frozen_key in keys)]
-    incompatible.missing_keys[:] = []
+def _check_completeness(module: nn.Module, state: Mapping[str, Any], prefix: str, *others: Any) -> None:
+    missing = [prefix + key for key in module.state_dict() if prefix + key not in state]
     if missing:
         raise ValueError(
             f"the checkpoint lacks {len(missing)} weights of {type(module).__name__} or has them in another shape, the "
             f"first being {missing[:3]}: it belongs to another model or config (compare it with the config.yaml beside "
             "the checkpoint)"
         )
+
+
+def _expect_no_frozen(keys: frozenset[str], module: nn.Module, incompatible: Any) -> None:
+    expected = tuple(keys)
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.endswith(expected)]
 
 
 def _frozen_keys(module: nn.Module) -> set[str]:

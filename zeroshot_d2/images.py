@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from .storage import whole_file
 
@@ -32,12 +32,13 @@ IMAGE_SUFFIXES = (
 )
 """Endings of the files that count as images in folders and patterns, in lower case."""
 
-_ORIENTATION = 0x0112  # the EXIF tag
+_ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101  # tags of EXIF and TIFF
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
 _16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _opening = threading.Lock()
 
 T = TypeVar("T")
+A = TypeVar("A", bound=np.generic)
 
 
 class UnreadableImage(ValueError):
@@ -61,7 +62,7 @@ def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS, formats: Sequenc
         FileNotFoundError: there is no such file.
         UnreadableImage: see there.
     """
-    return _read(path, "image", lambda image: to_rgb(ImageOps.exif_transpose(image) or image), max_pixels, formats)
+    return _read(path, "image", lambda image: _decoded(image, to_rgb)[0], max_pixels, formats)
 
 
 def read_label_image(
@@ -87,24 +88,27 @@ def read_label_image(
     """
 
     def values(image: Image.Image) -> npt.NDArray[np.integer[Any]]:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        if orientation == 1 and photo is not None:
-            orientation = _orientation_for_label(os.fspath(photo), image.size, max_pixels)
-        if image.mode == "1":
-            image = image.convert("L")
-            label = (np.asarray(image) > 0).astype(np.uint8)
-        else:
-            label = np.asarray(image)
+        label = np.asarray(image)
         if label.ndim != 2:
             raise UnreadableImage(
                 f"label image {os.fspath(path)} has {label.shape[-1]} channels: a label image holds one value per pixel "
                 "(palette or grey), not colours"
             )
+        if label.dtype == np.bool_:  # mode "1"
+            label = label.astype(np.uint8)
         if not np.issubdtype(label.dtype, np.integer):
             raise UnreadableImage(f"label image {os.fspath(path)} holds {label.dtype} values: labels must be integers")
-        return _turned(label, orientation)
+        return label
 
-    return _read(path, "label image", values, max_pixels, None)
+    label, orientation = _read(path, "label image", lambda image: _decoded(image, values), max_pixels, None)
+    return label if photo is None or orientation != 1 else turned_with(photo, label, max_pixels=max_pixels)
+
+
+def turned_with(
+    photo: PathLike, label: npt.NDArray[np.integer[Any]], *, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.integer[Any]]:
+    """``label`` (H, W) upright, where it lies as the stored pixels of ``photo`` do; see :func:`read_label_image`."""
+    return _turned(label, _orientation_for_label(os.fspath(photo), label.shape[::-1], max_pixels))
 
 
 def image_size(path: PathLike, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> tuple[int, int]:
@@ -115,8 +119,8 @@ def image_size(path: PathLike, *, max_pixels: int = MAX_PIXELS, formats: Sequenc
     """
 
     def size(image: Image.Image) -> tuple[int, int]:
-        width, height = image.size
-        return (width, height) if image.getexif().get(_ORIENTATION, 1) in _TURNED else (height, width)
+        orientation, (width, height) = _stored(image)
+        return (width, height) if orientation in _TURNED else (height, width)
 
     return _read(path, "image", size, max_pixels, formats)
 
@@ -149,9 +153,12 @@ def to_rgb(image: Image.Image) -> ImageArray:
 
 def resized_to_fit(image: ImageArray, longest: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> ImageArray:
     """``image`` (H, W, 3) with no side longer than ``longest``; a smaller one stays as it is."""
-    if max(image.shape[:2]) <= longest:
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
         return image
-    return np.asarray(ImageOps.contain(Image.fromarray(image), (longest, longest), resample))
+    size = (max(1, round(scale * width)), max(1, round(scale * height)))
+    return np.asarray(Image.fromarray(image).resize(size, resample))
 
 
 def write_image(path: PathLike, pixels: npt.NDArray[Any], *, sync: bool = True, **options: Any) -> None:
@@ -175,7 +182,7 @@ def _read(
     if not Path(name).is_file():
         raise UnreadableImage(f"{what} {name} is not a file")
     try:
-        with _opened(name, formats) as image:
+        with _opened(name, what, formats) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise UnreadableImage(
@@ -193,16 +200,43 @@ def _read(
 
 
 @contextmanager
-def _opened(name: str, formats: Sequence[str] | None) -> Iterator[Image.Image]:
+def _opened(name: str, what: str, formats: Sequence[str] | None) -> Iterator[Image.Image]:
     """The file, its header read. Pillow's own limit of pixels is off: ours can be set, and names the file."""
-    with _opening:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(name, formats=formats)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with image:
-        yield image
+    # From a stream: given a name, Pillow maps uncompressed TIFF into memory and mixes up the rows of turned ones.
+    with open(name, "rb") as stream:
+        with _opening:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                allowed = None if formats is None else tuple(formats)
+                image = Image.open(stream, formats=allowed)  # noqa: TID251  (the one reader)
+            except UnidentifiedImageError as error:
+                raise UnreadableImage(f"cannot read the {what} {name}: it is no image of a known format") from error
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+        with image:
+            yield image
+
+
+def _orientation(image: Image.Image) -> int:
+    """By the EXIF data in the header; Pillow's own way decodes a PNG to look for some behind its pixels."""
+    try:
+        return Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF, which viewers ignore; it fails in as many ways as a damaged image
+        return 1
+
+
+def _stored(image: Image.Image) -> tuple[int, tuple[int, int]]:
+    """Orientation, and stored (width, height), of an image of which only the header was read."""
+    tags = getattr(image, "tag_v2", None)  # TIFF: its size may be that of the turned image already
+    return _orientation(image), image.size if tags is None else (tags[_WIDTH], tags[_HEIGHT])
+
+
+def _decoded(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[A]]) -> tuple[npt.NDArray[A], int]:
+    """The upright pixels, and the orientation in which they were stored; ``convert`` decodes them."""
+    orientation = _orientation(image)
+    pixels = convert(image)
+    # Pillow turns TIFF as it decodes it, and takes the tag away.
+    return _turned(pixels, _orientation(image) if image.format == "TIFF" else orientation), orientation
 
 
 def _grey(values: npt.NDArray[np.floating[Any]]) -> ImageArray:
@@ -231,28 +265,23 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
         return None
 
 
-def _stored(photo: str, max_pixels: int) -> tuple[int, tuple[int, int]]:
-    """EXIF orientation, and stored (width, height), of a photo."""
-    return _read(photo, "image", lambda image: (image.getexif().get(_ORIENTATION, 1), image.size), max_pixels, None)
-
-
 def _orientation_for_label(photo: str, label_size: tuple[int, int], max_pixels: int) -> int:
     """The orientation to be applied to a label image of (width, height) ``label_size`` that has none of its own."""
-    orientation, size = _stored(photo, max_pixels)
+    orientation, size = _read(photo, "image", _stored, max_pixels, None)
     if orientation in _TURNED and label_size != size and label_size == size[::-1]:
         return 1
     return orientation
 
 
-def _turned(label: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """``label`` (H, W) with the EXIF ``orientation`` applied."""
-    steps: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
+def _turned(pixels: npt.NDArray[A], orientation: int) -> npt.NDArray[A]:
+    """``pixels`` (H, W, ...) with the EXIF ``orientation`` applied."""
+    steps: dict[int, Callable[[npt.NDArray[A]], npt.NDArray[A]]] = {
         2: np.fliplr,
         3: lambda x: np.rot90(x, 2),
         4: np.flipud,
-        5: np.transpose,
+        5: lambda x: x.swapaxes(0, 1),
         6: lambda x: np.rot90(x, -1),
-        7: lambda x: np.rot90(x, 2).T,
+        7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
         8: np.rot90,
     }
-    return np.ascontiguousarray(steps[orientation](label)) if orientation in steps else label
+    return np.ascontiguousarray(steps[orientation](pixels)) if orientation in steps else pixels

@@ -13,6 +13,7 @@ import zipfile
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,19 @@ from torch import Tensor
 from .storage import cache_directory, whole_file
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What was computed for a vocabulary.
+
+    Args:
+        vectors: (K, D), on the CPU.
+        note: what the user must know of how they came about; logged, also when they come from the cache. Empty: nothing.
+    """
+
+    vectors: Tensor
+    note: str = ""
 
 
 class LabelEmbeddings:
@@ -40,8 +54,8 @@ class LabelEmbeddings:
         self._lock = threading.RLock()
 
     @abstractmethod
-    def compute(self, prompts: tuple[str, ...], **at_hand: Any) -> Tensor:
-        """The vectors (K, D) of ``prompts``, of unit length, on the CPU."""
+    def compute(self, prompts: tuple[str, ...], **at_hand: Any) -> Embedded:
+        """The vectors (K, D) of ``prompts``."""
 
     def __call__(self, prompts: Sequence[str], **at_hand: Any) -> Tensor:
         """Unit vectors (K, D) of ``prompts``, on the CPU, as a copy of the caller's own.
@@ -55,9 +69,12 @@ class LabelEmbeddings:
             if key not in self._memory:
                 # Outside of inference mode: vectors that are made in it could not take part in a later training.
                 with torch.inference_mode(False), torch.no_grad():
-                    self._memory[key] = cached_embeddings(
+                    found = cached_embeddings(
                         lambda: self.compute(key, **at_hand), source=self.source, prompts=key, templates=self.templates
                     )
+                if found.note:
+                    logger.warning("%s", found.note)
+                self._memory[key] = found.vectors
                 if len(self._memory) > self._kept:
                     self._memory.popitem(last=False)
             self._memory.move_to_end(key)
@@ -77,14 +94,14 @@ class LabelEmbeddings:
 
 
 def cached_embeddings(
-    compute: Callable[[], Tensor], *, source: str, prompts: Sequence[str], templates: Sequence[str]
-) -> Tensor:
+    compute: Callable[[], Embedded], *, source: str, prompts: Sequence[str], templates: Sequence[str]
+) -> Embedded:
     """``compute()``, or what it gave before for the same source, prompts and templates.
 
     An entry that is damaged is computed again. Without a folder that can be written to, nothing is kept.
 
     Args:
-        compute: gives (K, D); called only when the cache has no entry.
+        compute: called only when the cache has no entry.
         source: identifies the model and its weights, e.g. "ViT-B-16-quickgelu <sha256>".
     """
     key = json.dumps({"source": source, "prompts": list(prompts), "templates": list(templates)}, sort_keys=True)
@@ -93,13 +110,16 @@ def cached_embeddings(
         try:
             with np.load(path, allow_pickle=False) as stored:
                 if str(stored["key"]) == key:
-                    return torch.from_numpy(stored["embeddings"])
+                    found = stored["embeddings"]
+                    if found.ndim != 2 or len(found) != len(prompts) or found.dtype != np.float32:
+                        raise ValueError(f"{found.dtype} values of shape {found.shape} for {len(prompts)} classes")
+                    return Embedded(torch.from_numpy(found), str(stored["note"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             logger.warning("the cache entry %s is damaged (%s): computed again", path, error)
     embeddings = compute()
     try:
         with whole_file(path) as temporary:
-            np.savez(temporary, key=np.array(key), embeddings=embeddings.numpy())
+            np.savez(temporary, key=np.array(key), embeddings=embeddings.vectors.numpy(), note=np.array(embeddings.note))
     except OSError as error:
         logger.warning(
             "label embeddings are not kept: %s cannot be written (%s); $ZEROSHOT_D2_CACHE names another folder",

@@ -10,7 +10,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from .checkpoint import Checkpointer, Knowledge
@@ -27,6 +26,9 @@ from .images import MAX_PIXELS, ImageArray, UnreadableImage, read_image, to_rgb
 from .pictures.colors import Color, class_colors
 from .system import find_system
 from .vocabulary import VocabularyLike, as_vocabulary, is_registered
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # a third of a second, and predictions without pictures need none of it
 
 ImageLike = npt.NDArray[np.uint8] | Image.Image | str | os.PathLike[str]
 Result = TypeVar("Result")
@@ -51,7 +53,12 @@ class Predictor(Generic[Result]):
         model: in evaluation mode.
         trained: names and prompt texts of the classes that the model was trained on.
         batch_size: images that run together.
+        options: what calls may ask for beside the result itself.
+        explanation_needs: those of the options that :meth:`explain` needs.
     """
+
+    options: ClassVar[tuple[str, ...]] = ()
+    explanation_needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, cfg: CfgNode, batch_size: int | None = None) -> None:
         """
@@ -166,7 +173,7 @@ class Predictor(Generic[Result]):
         Args:
             images: one image or several; each a BGR array, a PIL image or a path.
             vocabulary, unseen: for this call, as for :meth:`set_vocabulary`; None: the one in use.
-            wanted: what else to return, such as ``scores=True``; the names are those of the class.
+            wanted: what else to return, such as ``scores=True``; the names are in :attr:`options`.
 
         Returns:
             a result, or a list of them in the order of the images.
@@ -175,14 +182,19 @@ class Predictor(Generic[Result]):
             FileNotFoundError, UnreadableImage: a file does not exist or cannot be read; it is named.
             ValueError: an array is not (H, W, 3) uint8, or the vocabulary is faulty.
         """
+        unknown = sorted(set(wanted).difference(self.options))
+        if unknown:
+            known = ", ".join(self.options) or "none"
+            raise ValueError(f"{type(self).__name__} does not know what {', '.join(unknown)} means; its options: {known}")
+        asked = frozenset(name for name, value in wanted.items() if value)
         split = self.vocabulary if vocabulary is None and unseen is None else self.marked(vocabulary, unseen)
         if isinstance(images, np.ndarray | Image.Image | str | os.PathLike):
-            return self._predict([to_bgr(images, self.max_pixels)], split, **wanted)[0]
+            return self._predict([to_bgr(images, self.max_pixels)], split, asked)[0]
         if images is None or not isinstance(images, Iterable) or isinstance(images, torch.Tensor | Mapping | bytes):
             raise ValueError(f"expected an image (BGR array, PIL image or path) or several, got {type(images).__name__}")
         results: list[Result] = []
         for batch in batches(images, self.batch_size):
-            results += self._predict([to_bgr(image, self.max_pixels) for image in batch], split, **wanted)
+            results += self._predict([to_bgr(image, self.max_pixels) for image in batch], split, asked)
         return results
 
     @property
@@ -191,25 +203,20 @@ class Predictor(Generic[Result]):
         return self.cfg.INPUT.MAX_PIXELS
 
     @torch.no_grad()
-    def _predict(self, images: list[ImageArray], vocabulary: ClassSplit, **wanted: bool) -> list[Result]:
+    def _predict(self, images: list[ImageArray], vocabulary: ClassSplit, wanted: frozenset[str]) -> list[Result]:
         inputs = [{**self.model_input(image), "vocabulary": vocabulary} for image in images]
-        return self.results(inputs, vocabulary, **wanted)
+        return self.results(inputs, vocabulary, wanted)
 
     @abstractmethod
     def model_input(self, image: ImageArray) -> dict[str, Any]:
         """BGR (H, W, 3) -> what the model takes for one image, without its vocabulary."""
 
     @abstractmethod
-    def results(self, inputs: list[dict[str, Any]], vocabulary: ClassSplit, **wanted: bool) -> list[Result]:
-        """Run the model on a batch."""
+    def results(self, inputs: list[dict[str, Any]], vocabulary: ClassSplit, wanted: frozenset[str]) -> list[Result]:
+        """Run the model on a batch; ``wanted`` are the :attr:`options` that were asked for."""
 
     def explain(self, image: ImageArray, result: Result) -> dict[str, Figure]:
         """Pictures of how the model came to a result, by name; ``image`` is BGR (H, W, 3). None in general."""
-        return {}
-
-    @property
-    def explanation_needs(self) -> dict[str, bool]:
-        """What :meth:`explain` needs to be among the wanted of a call."""
         return {}
 
 

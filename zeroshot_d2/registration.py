@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 logger = logging.getLogger(__name__)
 
 DatasetDict = dict[str, Any]
 
-_arguments: dict[str, Mapping[str, Any]] = {}  # what each name was registered with
+_registered: dict[str, tuple[Callable[[], Any], Mapping[str, Any]]] = {}  # {name: (load, arguments)}
 
 
 def register_dataset(
@@ -39,7 +40,8 @@ def register_dataset(
         ValueError: the name belongs to another data set.
     """
     if name in DatasetCatalog.list() and not replace:
-        if name in _arguments and _same(_arguments[name], arguments):
+        known, known_arguments = _registered.get(name, (None, {}))
+        if known is DatasetCatalog[name] and _same(known_arguments, arguments):
             return
         raise ValueError(
             f"a data set {name!r} is already registered, with other arguments: take another name, or pass replace=True"
@@ -48,7 +50,7 @@ def register_dataset(
         catalog.pop(name, None)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**metadata)
-    _arguments[name] = dict(arguments)
+    _registered[name] = load, dict(arguments)
 
 
 def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
@@ -56,14 +58,22 @@ def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def _comparable(value: Any) -> Any:
-    """A function that a cell defines anew is another object of the same name and code."""
+    """What ``==`` may compare. A function that a cell defines anew is another object of the same name and code."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _comparable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_comparable(item) for item in value]
     if isinstance(value, functools.partial):
-        return _comparable(value.func), value.args, value.keywords
+        return _comparable((value.func, value.args, value.keywords))
     code = getattr(value, "__code__", None)
     if code is None:
         return value
+    names = (value.__module__, value.__qualname__, code.co_code, code.co_names)
     closure = [cell.cell_contents for cell in value.__closure__ or ()]
-    return value.__module__, value.__qualname__, code.co_code, code.co_consts, list(map(_comparable, closure))
+    values = (code.co_consts, value.__defaults__, value.__kwdefaults__, closure)
+    return names, _comparable(values), getattr(value, "__self__", None)
 
 
 def warn_about_count(name: str, found: int, expected: int | None) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import secrets
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,13 +36,14 @@ def whole_file(path: PathLike, *, sync: bool = True) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays: Pillow, numpy and matplotlib choose the format by it.
-    temporary = target.with_name(f".unfinished-{secrets.token_hex(6)}-{target.stem[:80]}{target.suffix}")
+    suffix = target.suffix if len(target.suffix) < 20 else ""
+    temporary = target.with_name(f".unfinished-{secrets.token_hex(6)}-{target.stem[:40]}{suffix}")  # within 255 bytes
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask is applied by the system
     try:
         yield temporary
         if sync:
             _sync(temporary)
-        os.replace(temporary, target)
+        os.replace(temporary, target)  # noqa: TID251  (the one writer)
         if sync and os.name == "posix":
             _sync(target.parent)
     finally:
@@ -86,6 +88,18 @@ def datasets_root() -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
+def check_inside(entry: str, source: str) -> str:
+    """An entry of a list of files, as it is; it must be a relative path that stays in the data set's folder.
+
+    Raises:
+        ValueError: it is absolute or leads out of the folder; ``source`` is named.
+    """
+    parts = entry.replace("\\", "/").split("/")
+    if ".." in parts or entry.startswith(("/", "\\", "~")) or (len(entry) > 1 and entry[1] == ":"):
+        raise ValueError(f"{source} names {entry!r}, which lies outside of the data set's folder: such lists are not used")
+    return entry
+
+
 # --------------------------------------------------------------------------------------------------------- reading
 _CONFLICT_MARKERS = ("<<<<<<< ", ">>>>>>> ")
 
@@ -109,7 +123,7 @@ def read_text(path: PathLike, what: str = "text file") -> str:
     if data[:2] == b"\x1f\x8b":
         try:
             data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"the {what} {file} is a damaged gzip file ({error}): fetch it again") from error
     if data[:4] == b"PK\x03\x04":
         raise ValueError(f"the {what} {file} is a zip archive: unpack it and name the file inside")

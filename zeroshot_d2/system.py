@@ -198,9 +198,11 @@ def import_module(name: str) -> ModuleType:
         FileNotFoundError: the file does not exist.
         ValueError: there is no module of this name.
     """
-    if name in _imported:
-        return _imported[name]
-    if name.endswith(".py"):
+    is_file = name.endswith(".py")
+    key = str(Path(name).resolve()) if is_file else name  # another process may start elsewhere
+    if key in _imported:
+        return _imported[key]
+    if is_file:
         module = _import_file(Path(name))
     else:
         if "." not in sys.path and "" not in sys.path:
@@ -214,7 +216,7 @@ def import_module(name: str) -> ModuleType:
                 f"--import {name}: there is no module of this name; give a dotted name that Python can import from "
                 f"{Path.cwd()}, or the path of a .py file"
             ) from error
-    _imported[name] = module
+    _imported[key] = module
     return module
 
 

@@ -276,6 +276,8 @@ def check_datasets(cfg: CfgNode) -> None:
         ValueError: a data set is not registered, or is for another task than the config's system.
     """
     system = find_system(cfg.MODEL.META_ARCHITECTURE)
+    if cfg.TEST.AUG.ENABLED:
+        raise ValueError("TEST.AUG.ENABLED True is not supported: set it to False")
     for key, names in (("DATASETS.TRAIN", cfg.DATASETS.TRAIN), ("DATASETS.TEST", cfg.DATASETS.TEST)):
         for name in names:
             if name not in DatasetCatalog:

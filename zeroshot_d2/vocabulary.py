@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -51,7 +51,7 @@ def read_names(text: str) -> list[str]:
         FileNotFoundError: a ``.txt`` file that does not exist.
         ValueError: as :func:`zeroshot_d2.storage.read_lines`; a line holds a tab.
     """
-    if not text.lower().endswith(".txt") and not Path(text).is_file():
+    if not text.lower().endswith(".txt") and not os.path.isfile(text):  # Path.is_file() fails at texts longer than a name
         return parse_names(text)
     lines = read_lines(text, "class list")
     for line in lines:

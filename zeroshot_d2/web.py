@@ -10,6 +10,7 @@ import base64
 import functools
 import html
 import io
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
@@ -63,9 +64,9 @@ def read_upload(path: str | None, max_pixels: int) -> ImageArray:
         raise ValueError("There is no photo yet: upload one, or choose an example.")
     name = Path(path).name
     try:
-        height, width = image_size(path, formats=FORMATS)
+        height, width = image_size(path, formats=FORMATS, max_pixels=sys.maxsize)  # any, for a message that says what to do
         _check_size(name, width, height, max_pixels)
-        return read_image(path, formats=FORMATS)
+        return read_image(path, formats=FORMATS, max_pixels=max_pixels)
     except UnreadableImage as error:
         raise ValueError(
             f"{name} cannot be read as an image. It may be damaged or of an unknown kind: save it anew as JPEG or PNG "

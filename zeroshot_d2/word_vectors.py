@@ -5,51 +5,64 @@ Shapes: K labels, D length of the vectors, V words of a file.
 
 from __future__ import annotations
 
+import functools
+import gzip
 import hashlib
 import logging
-import os
-import re
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .label_embeddings import LabelEmbeddings
-from .storage import datasets_root
+from .label_embeddings import Embedded, LabelEmbeddings
+from .storage import PathLike, datasets_root
 
 logger = logging.getLogger(__name__)
+
+_SMALLEST_PIECE = 3  # letters of a word that a compound may be cut into
+_JOINERS = "\u200c\u200d"  # within words of Indic scripts
+_RULES = "2"  # counted up when other vectors come out of the same file: part of the cache's key
 
 
 class WordVectorEmbeddings(LabelEmbeddings):
     """Label vectors out of a file of word vectors.
 
-    A file is text (a word and its D numbers per line, as GloVe's and fastText's) or ``.npz`` with "names" (V,) and
-    "vectors" (V, D). A label is looked up as it is written, in lower case, and with its spaces as "_", "-" or nothing. One
-    that is not there is the mean of its words, a word that is not there the mean of the shorter ones it is composed of
-    ("goldengate"). Labels that were put together are logged.
+    A file is text (a word and its D numbers per line, as GloVe's and fastText's; gzipped or not) or ``.npz`` with "names"
+    (V,) and "vectors" (V, D). Of a word that it has twice, the first vector counts. Words are compared in Unicode's composed
+    form.
+
+    A label is looked up as it is written, in lower case and case-folded, with its spaces as they are, as "_", "-" or
+    nothing. One that is not there is the mean of its words; a word that is not there is taken in the singular, and else as
+    the mean of the known words of at least three letters that it is composed of ("goldengate"). Labels that were put
+    together are logged.
     """
 
-    def __init__(self, file: str | os.PathLike[str], kept: int = 16) -> None:
+    def __init__(self, file: PathLike, kept: int = 16, *, unit_length: bool = True) -> None:
         """
         Args:
             file: as above; a relative path is also looked for in ``$DETECTRON2_DATASETS`` (./datasets by default).
             kept: how many vocabularies stay in memory.
+            unit_length: bring vectors to unit length; False takes them as the file has them.
 
         Raises:
             FileNotFoundError: there is no such file.
         """
         self.file = _find_word_vectors(Path(file).expanduser())
+        self.unit_length = unit_length
         self.weights_hash = _file_hash(self.file)
-        super().__init__(source=f"words {self.weights_hash}", templates=(), kept=kept)
+        length = "unit" if unit_length else "raw"
+        super().__init__(source=f"words {_RULES} {length} {self.weights_hash}", templates=(), kept=kept)
 
-    def compute(self, prompts: tuple[str, ...]) -> Tensor:
-        """Unit vectors (K, D) of ``prompts``; of "tree|bush" the mean of both.
+    def compute(self, prompts: tuple[str, ...], **at_hand: Any) -> Embedded:
+        """Vectors (K, D) of ``prompts``; of "tree|bush" the mean of both.
 
         Raises:
-            ValueError: labels none of whose parts is in the file, or a malformed file.
+            ValueError: labels none of whose parts is in the file, labels whose vector is zero, or a malformed file.
         """
         if not prompts:
             raise ValueError("the vocabulary is empty: give at least one class name")
@@ -58,74 +71,131 @@ class WordVectorEmbeddings(LabelEmbeddings):
         vectors = read_word_vectors(self.file, wanted)
         embeddings: list[np.ndarray] = []
         unknown: list[str] = []
-        composed: dict[str, tuple[str, ...]] = {}
+        zero: list[str] = []
+        composed: list[str] = []
         for prompt, texts in zip(prompts, synonyms, strict=True):
-            found = [words for words in (_words_of(text, vectors) for text in texts) if words]
-            if not found:
+            found = {text: _words_of(text, vectors) for text in texts}
+            if not any(words for words, _ in found.values()):
                 unknown.append(prompt)
                 continue
-            for text, words in zip(texts, (_words_of(text, vectors) for text in texts), strict=True):
-                if len(words) != 1 or words[0] not in _spellings(text):
-                    composed[text] = words
-            rows = [np.mean([vectors[word] for word in words], axis=0) for words in found]
-            embeddings.append(np.mean([row / np.linalg.norm(row) for row in rows], axis=0))
+            composed += [_note(text, *parts) for text, parts in found.items() if not _as_written(text, *parts)]
+            rows = [np.mean([vectors[word] for word in words], axis=0) for words, _ in found.values() if words]
+            if self.unit_length:
+                rows = [row / max(np.linalg.norm(row), 1e-12) for row in rows]
+            embeddings.append(np.mean(rows, axis=0))
+            if not np.linalg.norm(embeddings[-1]) > 1e-6:
+                zero.append(prompt)
         if unknown:
             raise ValueError(
                 f"{self.file} has no vector for {len(unknown)} of {len(prompts)} labels, nor for their parts: "
                 f"{unknown[:20]}. Give them another prompt (ClassSplit.prompts) or take word vectors that know them"
             )
-        if composed:
-            shown = ", ".join(f"{text} = {' + '.join(words) or 'not found'}" for text, words in list(composed.items())[:20])
-            logger.warning(
-                "%d labels are not in %s and were put together from their parts: %s", len(composed), self.file, shown
+        if zero:
+            raise ValueError(
+                f"the vectors of {zero[:20]} in {self.file} are zero, or cancel each other: such a label has no direction. "
+                "Give it another prompt (ClassSplit.prompts), or correct the file"
             )
-        return F.normalize(torch.from_numpy(np.stack(embeddings)).float(), dim=-1)
+        stacked = torch.from_numpy(np.stack(embeddings)).float()
+        note = (
+            f"{len(composed)} labels are not in {self.file} and were put together from their parts: {', '.join(composed)}"
+            if composed
+            else ""
+        )
+        return Embedded(F.normalize(stacked, dim=-1) if self.unit_length else stacked, note)
 
 
-def read_word_vectors(file: str | os.PathLike[str], wanted: Collection[str]) -> dict[str, np.ndarray]:
+def centred(vectors: Tensor, mean: Tensor, *, unit_length: bool = True) -> Tensor:
+    """``vectors`` (K, D) without the ``mean`` (D,) of a vocabulary, brought to ``unit_length`` unless told otherwise.
+
+    Label vectors share a large common part; without it they differ more clearly.
+    """
+    return F.normalize(vectors - mean, dim=-1) if unit_length else vectors - mean
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+def read_word_vectors(file: PathLike, wanted: Collection[str]) -> dict[str, np.ndarray]:
     """The vectors (D,) float32 of those of ``wanted`` that a file has; a text file is read line by line.
 
     Raises:
-        ValueError: the file is not of the form that :class:`WordVectorEmbeddings` describes.
+        ValueError: the file is not of the form that :class:`WordVectorEmbeddings` describes; the line is named.
     """
     path = Path(file)
-    if path.suffix == ".npz":
+    found = _read_npz(path, wanted) if path.suffix.lower() == ".npz" else _read_text(path, wanted)
+    for word, vector in found.items():
+        if not np.isfinite(vector).all():
+            raise ValueError(f"{path}: the vector of {word!r} holds NaN or infinity")
+    return found
+
+
+def _read_npz(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    try:
         with np.load(path, allow_pickle=False) as stored:
             if not {"names", "vectors"} <= set(stored.files):
                 raise ValueError(f'{path} must hold "names" and "vectors", it holds {stored.files}')
             names, table = stored["names"].tolist(), stored["vectors"]
-        if table.ndim != 2 or len(names) != len(table):
-            raise ValueError(f"{path}: {len(names)} names for vectors of shape {table.shape}")
-        return {name: table[row].astype(np.float32) for row, name in enumerate(names) if name in wanted}
+    except (OSError, ValueError, EOFError) as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(
+            f"{path} is damaged or holds Python objects, which are not read ({error}): save names as an array of dtype str"
+        ) from error
+    if table.ndim != 2 or len(names) != len(table):
+        raise ValueError(f"{path}: {len(names)} names for vectors of shape {table.shape}")
     vectors: dict[str, np.ndarray] = {}
-    width = 0
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not width:
-                fields = line.split()
-                width = int(fields[1]) if len(fields) == 2 and number == 1 else len(fields) - 1  # fastText's first line: V D
-                if len(fields) == 2 and number == 1:
-                    continue
-            if line.partition(" ")[0] not in wanted:
-                continue
-            word, *numbers = line.rstrip().rsplit(" ", width)
-            if word not in wanted:  # GloVe 840B has words with spaces, such as ". . ."
-                continue
-            if len(numbers) != width:
-                raise ValueError(f"{path}, line {number}: {len(numbers)} numbers where the first line has {width}")
-            try:
-                vectors.setdefault(word, np.array(numbers, dtype=np.float32))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: no word followed by {width} numbers ({error})") from error
+    for row, name in enumerate(names):
+        word = unicodedata.normalize("NFC", str(name))
+        if word in wanted:
+            vectors.setdefault(word, table[row].astype(np.float32))
     return vectors
 
 
-def centred(vectors: Tensor, mean: Tensor) -> Tensor:
-    """``vectors`` (K, D) without the ``mean`` (D,) of a vocabulary, brought back to unit length.
+def _read_text(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    vectors: dict[str, np.ndarray] = {}
+    width = undecodable = 0
+    for number, line in _lines(path):
+        undecodable += "\ufffd" in line
+        if line.startswith(("<<<<<<< ", ">>>>>>> ")):
+            raise ValueError(f"{path}, line {number}: an unresolved git conflict; resolve it")
+        if not width:
+            fields = line.split()
+            width = int(fields[1]) if _is_header(fields, number) else len(fields) - 1
+            if _is_header(fields, number):
+                continue
+        if unicodedata.normalize("NFC", line.partition(" ")[0]) not in wanted:
+            continue
+        raw, *numbers = line.rstrip().rsplit(" ", width)
+        word = unicodedata.normalize("NFC", raw)
+        if word not in wanted:  # GloVe 840B has words with spaces, such as ". . ."
+            continue
+        if len(numbers) != width:
+            raise ValueError(f"{path}, line {number}: {len(numbers)} numbers where the first line has {width}")
+        try:
+            vectors.setdefault(word, np.array(numbers, dtype=np.float32))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: no word followed by {width} numbers ({error})") from error
+    if undecodable:
+        logger.warning("%s: %d lines are not UTF-8, their words cannot be found: save it anew as UTF-8", path, undecodable)
+    return vectors
 
-    Label vectors share a large common part; without it they differ more clearly.
-    """
-    return F.normalize(vectors - mean, dim=-1)
+
+def _is_header(fields: list[str], number: int) -> bool:
+    """fastText's first line: V D."""
+    return number == 1 and len(fields) == 2 and fields[1].isdecimal()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of a text file in UTF-8 or UTF-16, gzipped or not."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head == b"PK\x03\x04":
+        raise ValueError(f"{path} is a zip archive: unpack it and name the file inside")
+    opener = gzip.open if head[:2] == b"\x1f\x8b" else open
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    with cast(IO[str], opener(path, "rt", encoding=encoding, errors="replace")) as lines:
+        try:
+            yield from enumerate(lines, start=1)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
 
 
 def _find_word_vectors(file: Path) -> Path:
@@ -147,44 +217,95 @@ def _file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+# --------------------------------------------------------------------------------------------------------- spellings
+def _cases(text: str) -> list[str]:
+    """As written, in lower case and case-folded, composed."""
+    return list(dict.fromkeys(unicodedata.normalize("NFC", form) for form in (text, text.lower(), text.casefold())))
+
+
 def _spellings(text: str) -> list[str]:
     """How a file may write a label, the likeliest first."""
-    lower = text.casefold()
-    return list(dict.fromkeys([text, lower, *(sign.join(lower.split()) for sign in ("_", "-", ""))]))
+    joined = (sign.join(text.split()) for sign in (" ", "_", "-", ""))
+    return list(dict.fromkeys(form for joint in joined for form in _cases(joint)))
 
 
 def _parts(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold().replace("_", " "))
+    """The words of a label: runs of letters, digits and the marks that belong to them."""
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(c if unicodedata.category(c)[0] in "LMN" or c in _JOINERS else " " for c in composed).split()
+
+
+def _singulars(word: str) -> list[str]:
+    """What an English plural may be the plural of."""
+    endings = (("ies", "y"), ("ves", "f"), ("s", ""), ("es", ""))
+    return [word.removesuffix(end) + new for end, new in endings if word.endswith(end) and len(word) > len(end) + 1]
+
+
+def _word_forms(part: str) -> list[str]:
+    """The spellings of one word, the likeliest first; the singular comes behind all forms of the word itself."""
+    cases = _cases(part)
+    return list(dict.fromkeys([*cases, *(singular for case in cases for singular in _singulars(case))]))
+
+
+def _cuts(word: str) -> list[int]:
+    """Where a word may be cut: never before a mark that belongs to the letter in front of it."""
+    inside = [i for i in range(1, len(word)) if unicodedata.category(word[i])[0] != "M" and word[i] not in _JOINERS]
+    return [0, *(i for i in inside if word[i - 1] not in _JOINERS), len(word)]
+
+
+def _is_piece(text: str) -> bool:
+    return sum(unicodedata.category(c)[0] in "LN" for c in text) >= _SMALLEST_PIECE
 
 
 def _all_spellings(text: str) -> set[str]:
     """Everything that :func:`_words_of` may look up."""
-    pieces = (part[i:j] for part in _parts(text) for i in range(len(part)) for j in range(i + 2, len(part) + 1))
-    return {*_spellings(text), *_parts(text), *pieces}
+    pieces: set[str] = set()
+    for part in _parts(text):
+        for word in _cases(part):
+            cuts = _cuts(word)
+            pieces |= {word[i:j] for i in cuts for j in cuts if i < j and _is_piece(word[i:j])}
+    return {*_spellings(text), *pieces, *(form for part in _parts(text) for form in _word_forms(part))}
 
 
-def _words_of(text: str, known: Collection[str]) -> tuple[str, ...]:
-    """The words whose mean stands for ``text``: itself if it is known; () if none of its parts is."""
+def _words_of(text: str, known: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The words whose mean stands for ``text``, and its parts that no known word stands for."""
     for spelling in _spellings(text):
         if spelling in known:
-            return (spelling,)
+            return (spelling,), ()
     words: list[str] = []
+    missing: list[str] = []
     for part in _parts(text):
-        words += [part] if part in known else _compound(part, known)
-    return tuple(words)
+        whole = next((form for form in _word_forms(part) if form in known), None)
+        pieces = [whole] if whole is not None else next(filter(None, (_compound(case, known) for case in _cases(part))), [])
+        words += pieces
+        missing += [] if pieces else [part]
+    return tuple(words), tuple(missing)
+
+
+def _as_written(text: str, words: tuple[str, ...], missing: tuple[str, ...]) -> bool:
+    return not missing and len(words) == 1 and words[0] in _spellings(text)
+
+
+def _note(text: str, words: tuple[str, ...], missing: tuple[str, ...]) -> str:
+    without = f" (without {', '.join(missing)})" if words and missing else ""
+    return f"{text} = {' + '.join(words) or 'not found'}{without}"
 
 
 def _compound(word: str, known: Collection[str]) -> list[str]:
-    """``word`` cut into known words of at least two letters, long ones preferred; [] where that is impossible."""
-    best: list[tuple[int, list[str]] | None] = [(0, [])] + [None] * len(word)
-    for end in range(2, len(word) + 1):
-        for start in range(end - 1):
-            before = best[start]
-            if before is None or word[start:end] not in known:
-                continue
-            score = before[0] + (end - start) ** 2
-            current = best[end]
-            if current is None or score > current[0]:
-                best[end] = score, [*before[1], word[start:end]]
-    whole = best[-1]
-    return whole[1] if whole else []
+    """``word`` cut into known words of at least three letters, long ones preferred; [] where that is impossible."""
+    cuts = _cuts(word)
+
+    @functools.cache
+    def best(end: int) -> tuple[int, tuple[str, ...]] | None:
+        if end == 0:
+            return 0, ()
+        options = []
+        for start in range(end):
+            piece = word[cuts[start] : cuts[end]]
+            before = best(start) if piece in known and _is_piece(piece) else None
+            if before is not None:
+                options.append((before[0] + len(piece) ** 2, (*before[1], piece)))
+        return max(options, default=None)
+
+    whole = best(len(cuts) - 1)
+    return list(whole[1]) if whole is not None else []

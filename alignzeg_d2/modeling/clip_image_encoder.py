@@ -18,13 +18,25 @@ class ClipImageEncoder(nn.Module):
     (deep visual prompt tuning). Without prompts nothing here learns, and no activation is kept for a backward pass.
     """
 
-    def __init__(self, visual: VisionTransformer, *, num_layers: int, tap: int, num_prompts: int = 0) -> None:
+    def __init__(
+        self,
+        visual: VisionTransformer,
+        *,
+        num_layers: int,
+        tap: int,
+        num_prompts: int = 0,
+        prompt_projection: bool = False,
+        prompt_dropout: float = 0.0,
+        train_positions: bool = False,
+    ) -> None:
         """
         Args:
             visual: open_clip's vision transformer; its stem and first blocks are used as they are.
             num_layers: how many blocks run here; the semantic decoder has the rest.
             tap: the number of the block whose output is Z_clip, counted from 1.
             num_prompts: P, learnt tokens per block.
+            prompt_projection, prompt_dropout: what ZegCLIP does with prompts before a block reads them.
+            train_positions: whether CLIP's position embeddings learn.
 
         Raises:
             ValueError: unless 1 <= tap <= num_layers < the number of CLIP's blocks.
@@ -46,10 +58,13 @@ class ClipImageEncoder(nn.Module):
         self.blocks = nn.ModuleList(blocks[:num_layers])
         for parameter in self.parameters():
             parameter.requires_grad_(False)
+        self.positional_embedding.requires_grad_(train_positions)
         self.prompts = nn.Parameter(torch.empty(num_layers, num_prompts, self.width)) if num_prompts else None
         if self.prompts is not None:
             bound = (6.0 / (3 * self.patch_size**2 + self.width)) ** 0.5  # VPT's initialisation (Jia et al., ECCV 2022)
             nn.init.uniform_(self.prompts, -bound, bound)
+        self.prompt_projection = nn.Linear(self.width, self.width) if prompt_projection and num_prompts else nn.Identity()
+        self.prompt_dropout = nn.Dropout(prompt_dropout)
 
     def train(self, mode: bool = True) -> ClipImageEncoder:
         """CLIP's own blocks stay in evaluation mode."""
@@ -65,7 +80,8 @@ class ClipImageEncoder(nn.Module):
         Returns:
             Z_clip (N, C, h, w), and the tokens that enter the semantic decoder: (N, 1 + h*w, C), [CLS] first.
         """
-        with torch.set_grad_enabled(self.prompts is not None and torch.is_grad_enabled()):
+        learns = self.prompts is not None or self.positional_embedding.requires_grad
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             return self._forward(images)
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +94,8 @@ class ClipImageEncoder(nn.Module):
             if self.prompts is None:
                 x = block(x)
             else:
-                prompts = self.prompts[number - 1].to(x.dtype).expand(n, -1, -1)
+                prompts = self.prompt_dropout(self.prompt_projection(self.prompts[number - 1]))
+                prompts = prompts.to(x.dtype).expand(n, -1, -1)
                 x = block(torch.cat([x[:, :1], prompts, x[:, 1:]], dim=1))
                 x = torch.cat([x[:, :1], x[:, 1 + prompts.shape[1] :]], dim=1)
             if number == self.tap:

@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from open_clip.transformer import VisionTransformer as ClipVisionTransformer
 from timm.models import is_model_in_modules, load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from zeroshot_d2.clip.loader import PIXEL_MEAN, PIXEL_STD, create_clip, fingerprint
+from zeroshot_d2.clip.loader import PIXEL_MEAN, PIXEL_STD, checked_vision_tower, create_clip, fingerprint
 
 PixelStats = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -130,9 +129,7 @@ class ClipViT(FrozenViT):
         Raises:
             ValueError: the image tower is no plain vision transformer, or ``tap`` lies beyond its last block.
         """
-        visual = create_clip(name, pretrained).visual
-        if not isinstance(visual, ClipVisionTransformer):
-            raise ValueError(f"the image tower of {name!r} is a {type(visual).__name__}, not open_clip's VisionTransformer")
+        visual = checked_vision_tower(create_clip(name, pretrained), name)
         super().__init__(
             width=visual.conv1.out_channels,
             patch_size=visual.patch_size[0],

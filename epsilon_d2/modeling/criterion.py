@@ -10,18 +10,19 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from epsilon_d2.modeling.losses import RankForm, diversity_weight, group_variance, rank_loss
+from epsilon_d2.modeling.losses import RankForm, VarianceForm, diversity_weight, group_variance, rank_loss
 from epsilon_d2.modeling.semantic_fuser import class_scores
 
 
 class Criterion(nn.Module):
-    """L = 1/B sum_i (omega (1 - lambda) L_r + lambda L_reg)  (Eq. 13)."""
+    """L = 1/B sum_i (omega (1 - lambda) L_r + lambda L_reg)  (Eq. 13); twice that in the form "sdl", as in SDL's code."""
 
-    def __init__(self, *, reg_weight: float, rank_form: RankForm = "paper") -> None:
+    def __init__(self, *, reg_weight: float, rank_form: RankForm = "paper", variance_form: VarianceForm = "groups") -> None:
         """
         Args:
             reg_weight: lambda.
-            rank_form: alpha of Eq. 10.
+            rank_form: alpha of Eq. 10, and the factor of the whole.
+            variance_form: of Eq. 12.
 
         Raises:
             ValueError: lambda is not in [0, 1], or the form is unknown.
@@ -29,9 +30,12 @@ class Criterion(nn.Module):
         super().__init__()
         if rank_form not in get_args(RankForm):
             raise ValueError(f"MODEL.EPSILON.LOSS.RANK_FORM must be one of {get_args(RankForm)}, got {rank_form!r}")
+        if variance_form not in get_args(VarianceForm):
+            raise ValueError(f"MODEL.EPSILON.LOSS.VARIANCE must be one of {get_args(VarianceForm)}, got {variance_form!r}")
         if not 0 <= reg_weight <= 1:
             raise ValueError(f"MODEL.EPSILON.LOSS.LAMBDA must be in [0, 1], got {reg_weight}")
-        self.reg_weight, self.rank_form = reg_weight, rank_form
+        self.reg_weight, self.rank_form, self.variance_form = reg_weight, rank_form, variance_form
+        self.factor = 2.0 if rank_form == "sdl" else 1.0
 
     def forward(self, semantics: Tensor, label_vectors: Tensor, positive: Tensor) -> dict[str, Tensor]:
         """
@@ -48,6 +52,6 @@ class Criterion(nn.Module):
             omega = diversity_weight(positive, label_vectors)
             rank = rank_loss(class_scores(semantics, label_vectors), positive, self.rank_form)
         return {
-            "loss_rank": (1 - self.reg_weight) * (omega * rank).mean(),
-            "loss_reg": self.reg_weight * group_variance(semantics).mean(),
+            "loss_rank": self.factor * (1 - self.reg_weight) * (omega * rank).mean(),
+            "loss_reg": self.factor * self.reg_weight * group_variance(semantics, self.variance_form).mean(),
         }

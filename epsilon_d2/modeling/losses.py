@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 RankForm = Literal["paper", "sdl"]
+VarianceForm = Literal["groups", "within"]
 
 # (positive, class) pairs compared at once: 4 MB in float32, whatever the vocabulary.
 PAIRS_PER_CHUNK = 1 << 20
@@ -22,14 +23,18 @@ PAIRS_PER_CHUNK = 1 << 20
 def rank_loss(scores: Tensor, positive: Tensor, form: RankForm = "paper", pairs_per_chunk: int = PAIRS_PER_CHUNK) -> Tensor:
     """RankNet loss L_r of each image (Eq. 9 and 10): alpha sum_j sum_k log(1 + exp(n_j - p_k)).
 
+    The form "sdl" is the one in the public code of SDL (semantic diversity learning), which inspired the loss: alpha is not
+    divided by the number of absent classes, and where no class is absent each present one is compared with a score of 0.
+
     Args:
         scores: (N, K), the best group's score of each class (:func:`epsilon_d2.modeling.semantic_fuser.class_scores`).
         positive: (N, K) bool, the classes T that an image shows; all others are T-bar.
-        form: "paper": alpha = 1 / (|T| |T-bar|). "sdl": 2 / |T|.
+        form: "paper": alpha = 1 / (|T| |T-bar|). "sdl": 1 / |T|.
         pairs_per_chunk: bounds the memory.
 
     Returns:
-        (N,); 0 for an image in which no class, or every class, is present. It can be differentiated once.
+        (N,); 0 for an image in which no class is present, and in the paper's form where every class is. It can be
+        differentiated once.
 
     Raises:
         ValueError: shapes that differ.
@@ -38,8 +43,11 @@ def rank_loss(scores: Tensor, positive: Tensor, form: RankForm = "paper", pairs_
         raise ValueError(f"scores {tuple(scores.shape)} and labels {tuple(positive.shape)} differ in shape")
     num_positive = positive.sum(dim=1).to(scores.dtype)
     num_negative = scores.shape[1] - num_positive
-    alpha = 1 / (num_positive * num_negative).clamp(min=1) if form == "paper" else 2 / num_positive.clamp(min=1)
-    return alpha * _PairSum.apply(scores, positive, max(1, pairs_per_chunk // max(1, scores.shape[1])))
+    pairs = _PairSum.apply(scores, positive, max(1, pairs_per_chunk // max(1, scores.shape[1])))
+    if form == "paper":
+        return pairs / (num_positive * num_negative).clamp(min=1)
+    alone = torch.where(positive.all(dim=1), F.softplus(-scores).sum(dim=1), torch.zeros_like(num_positive))
+    return (pairs + alone) / num_positive.clamp(min=1)
 
 
 class _PairSum(torch.autograd.Function):
@@ -91,11 +99,19 @@ def diversity_weight(positive: Tensor, label_vectors: Tensor) -> Tensor:
     return 1 + torch.where(count > 1, variance.clamp(min=0), torch.zeros_like(variance))
 
 
-def group_variance(semantics: Tensor) -> Tensor:
-    """L_reg (Eq. 12): unbiased variance over the groups, summed over the dimensions.
+def group_variance(semantics: Tensor, form: VarianceForm = "groups") -> Tensor:
+    """L_reg (Eq. 12), an unbiased variance.
 
-    ``semantics`` S (N, G, E) -> (N,); 0 with one group.
+    Args:
+        semantics: S (N, G, E).
+        form: "groups": over the groups, summed over the dimensions, as in SDL's code. "within": over the dimensions of each
+            group's vector, summed over the groups, as Eq. 12 is printed.
+
+    Returns:
+        (N,); 0 with one group in the first form.
     """
+    if form == "within":
+        return semantics.var(dim=2).sum(dim=1)
     if semantics.shape[1] == 1:
         return semantics.sum(dim=(1, 2)) * 0.0
     return semantics.var(dim=1).sum(dim=1)

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from comparisons import assert_close, assert_same_labels
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from alignzeg_d2 import AlignZeg
+from alignzeg_d2.inference import PBC
 from zeroshot_d2 import IGNORE_LABEL, ClassSplit, demo_world
 
 LEARNT_ROOMS = ("image_encoder", "feature_fusion", "pixel_decoder", "semantic_decoder", "classifier", "class_indicator")
@@ -40,7 +42,7 @@ def image(height=64, width=64, seed=0):
 def model(demo_model):
     """Shared by the tests that do not train it; its class indicator and phi_cls are no longer at their starting values."""
     torch.manual_seed(0)
-    model = demo_model("MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS", True, "MODEL.ALIGNZEG.PBC.GAMMA", 0.3)
+    model = demo_model("MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS", True)
     torch.nn.init.normal_(model.classifier.phi_cls[-1].weight, std=0.1)
     torch.nn.init.normal_(model.class_indicator.layers[-1].weight, std=3.0)
     with torch.no_grad():  # half of the proposals of one image are above gamma
@@ -141,10 +143,8 @@ def test_a_batch_gives_what_its_images_give_alone(model):
     for i, out in enumerate(together):
         (alone,) = model([inputs[i]])
         assert out["sem_seg"].shape == (len(demo_world.SPLIT), 30 + i, 50)
-        torch.testing.assert_close(out["sem_seg"], alone["sem_seg"], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(
-            out["proposals"]["class_logits"], alone["proposals"]["class_logits"], rtol=1e-4, atol=1e-4
-        )
+        assert_close(out["sem_seg"], alone["sem_seg"])
+        assert_close(out["proposals"]["class_logits"], alone["proposals"]["class_logits"])
 
 
 def test_reordered_classes_give_reordered_scores(model):
@@ -153,7 +153,7 @@ def test_reordered_classes_give_reordered_scores(model):
     reordered = ClassSplit([split.names[i] for i in order], unseen=split.unseen)
     (plain,) = model([{"image": image(), "vocabulary": split}])
     (moved,) = model([{"image": image(), "vocabulary": reordered}])
-    torch.testing.assert_close(moved["sem_seg"], plain["sem_seg"][order], rtol=1e-4, atol=1e-5)
+    assert_close(moved["sem_seg"], plain["sem_seg"][order])
 
 
 def test_display_names_do_not_matter_prompts_do(model):
@@ -162,9 +162,11 @@ def test_display_names_do_not_matter_prompts_do(model):
                          prompts=split.prompts)  # fmt: skip
     (plain,) = model([{"image": image(), "vocabulary": split}])
     (other,) = model([{"image": image(), "vocabulary": renamed}])
-    assert torch.equal(other["sem_seg"], plain["sem_seg"])
+    assert_close(other["sem_seg"], plain["sem_seg"])
     swapped = ClassSplit(split.names, unseen=split.unseen, prompts=[split.prompts[1], split.prompts[0], *split.prompts[2:]])
-    assert not torch.equal(model([{"image": image(), "vocabulary": swapped}])[0]["sem_seg"], plain["sem_seg"])
+    (exchanged,) = model([{"image": image(), "vocabulary": swapped}])
+    with pytest.raises(AssertionError):
+        assert_close(exchanged["sem_seg"][:2], plain["sem_seg"][:2], tolerance=0.01)
 
 
 def test_where_the_vocabulary_comes_from(model):
@@ -173,7 +175,7 @@ def test_where_the_vocabulary_comes_from(model):
     unseen = model([{"image": image(), "dataset_name": "demo_world_val_unseen"}])[0]["sem_seg"]
     assert unseen.shape[0] == len(demo_world.UNSEEN)
     default = model([{"image": image()}])[0]["sem_seg"]
-    assert torch.equal(default, model([{"image": image(), "dataset_name": "demo_world_val"}])[0]["sem_seg"])
+    assert_close(default, model([{"image": image(), "dataset_name": "demo_world_val"}])[0]["sem_seg"])
     several = model([{"image": image(), "vocabulary": names}, {"image": image(), "dataset_name": "demo_world_val_unseen"}])
     assert [out["sem_seg"].shape[0] for out in several] == [3, len(demo_world.UNSEEN)]
 
@@ -189,7 +191,7 @@ def test_broken_vocabularies(model, names, message):
 def test_neither_vocabulary_nor_data_set(demo_model):
     with pytest.raises(ValueError, match="neither"):
         demo_model("DATASETS.TEST", ())([{"image": image()}])
-    with pytest.raises(ValueError, match="'unregistered_set' has no class split"):
+    with pytest.raises(ValueError, match="no data set 'unregistered_set' is registered: `--import FILE`"):
         demo_model()([{"image": image(), "dataset_name": "unregistered_set"}])
 
 
@@ -201,14 +203,52 @@ def test_default_predictor_takes_the_first_test_set(demo_cfg):
 
 def test_labels_are_the_argmax_of_the_scores(demo_model, model):
     torch.manual_seed(0)
-    by_label = demo_model(
-        "MODEL.ALIGNZEG.TEST.OUTPUT", "labels", "MODEL.ALIGNZEG.TEST.CHUNK_PIXELS", 500, "MODEL.ALIGNZEG.PBC.GAMMA", 0.3
-    )
+    by_label = demo_model("MODEL.ALIGNZEG.TEST.OUTPUT", "labels", "MODEL.ALIGNZEG.TEST.CHUNK_PIXELS", 500)
     by_label.load_state_dict(model.state_dict())
     inputs = [{"image": image(50, 64), "height": 75, "width": 96}]
     out, scores = by_label(inputs)[0], model(inputs)[0]["sem_seg"]
     assert "sem_seg" not in out and out["sem_seg_labels"].dtype == torch.long
-    assert torch.equal(out["sem_seg_labels"], scores.argmax(0))
+    assert_same_labels(out["sem_seg_labels"], scores.argmax(0), scores)
+    assert_close(out["sem_seg_best"], scores.amax(0))
+
+
+def test_what_a_call_asks_for_does_not_stick(demo_model):
+    model, inputs = demo_model(), [{"image": image()}]
+    wishes = [
+        ({}, {"sem_seg"}),
+        ({"output": "labels"}, {"sem_seg_labels", "sem_seg_best"}),
+        ({"proposals": True}, {"sem_seg", "proposals"}),
+        ({"output": "labels", "proposals": True}, {"sem_seg_labels", "sem_seg_best", "proposals"}),
+        ({"output": "scores", "proposals": False}, {"sem_seg"}),
+    ]
+    for wish, expected in wishes:
+        assert set(model.inference(inputs, **wish)[0]) == expected
+        assert set(model(inputs)[0]) == {"sem_seg"}
+    with pytest.raises(ValueError, match=r"the output must be one of \('scores', 'labels'\), got 'masks'"):
+        model.inference(inputs, output="masks")
+    # A call may also ask for less than the config does.
+    generous = demo_model("MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS", True, "MODEL.ALIGNZEG.TEST.OUTPUT", "labels")
+    assert set(generous.inference(inputs, output="scores", proposals=False)[0]) == {"sem_seg"}
+    assert set(generous(inputs)[0]) == {"sem_seg_labels", "sem_seg_best", "proposals"}
+
+
+def test_proposals_are_classified_once_an_image(demo_model, monkeypatch):
+    """Also where the proposals, which hold the refined features, are asked for."""
+    model = demo_model()
+    refined = []
+    refine = model.classifier.refine
+
+    def counted(features):
+        refined.append(features.shape)
+        return refine(features)
+
+    monkeypatch.setattr(model.classifier, "refine", counted)
+    sizes = [(64, 64), (40, 64), (64, 64)]
+    model.inference([{"image": image(*size, seed=i)} for i, size in enumerate(sizes)], proposals=True)
+    assert refined == [(16, 96)] * 3
+    refined.clear()
+    model.train()(training_inputs())
+    assert refined == [(2, 16, 96)]
 
 
 def test_proposals_cover_the_image_and_explain_the_scores(model):
@@ -229,7 +269,7 @@ def test_proposals_cover_the_image_and_explain_the_scores(model):
     probabilities = whole["proposals"]["corrected_logits"].softmax(-1)[:, :k]
     masks = torch.nn.functional.interpolate(whole["proposals"]["mask_logits"][None], size=(56, 64), mode="bilinear")[0]
     expected = torch.einsum("qk,qhw->khw", probabilities, masks.sigmoid())
-    torch.testing.assert_close(whole["sem_seg"], expected, rtol=1e-4, atol=1e-5)
+    assert_close(whole["sem_seg"], expected)
 
 
 def test_seen_is_what_training_knew_by_name_or_synonym(model):
@@ -243,15 +283,23 @@ def test_seen_is_what_training_knew_by_name_or_synonym(model):
     assert model.seen_mask(ClassSplit(["dark sand", "zebra"], unseen=["dark sand"])).tolist() == [False, False]
 
 
-def test_model_without_pbc(demo_model):
-    model = demo_model(
-        "MODEL.ALIGNZEG.PBC.ENABLED", False, "MODEL.ALIGNZEG.PBC.POSTPROCESSOR", "NoCorrection",
-        "MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS", True,
-    )  # fmt: skip
-    proposals = model([{"image": image()}])[0]["proposals"]
-    assert proposals["class_indicator"] is None
-    assert torch.equal(proposals["class_logits"], proposals["corrected_logits"])
-    assert "loss_bc" not in model.train()(training_inputs())
+def test_the_postprocessor_alone_decides_on_pbc(demo_model):
+    without = demo_model("MODEL.ALIGNZEG.PBC.POSTPROCESSOR", "NoCorrection")
+    assert without.class_indicator is None
+    assert not any(name.startswith("class_indicator") for name in without.state_dict())
+    (out,) = without.inference([{"image": image()}], proposals=True)
+    assert out["sem_seg"].isfinite().all() and out["proposals"]["class_indicator"] is None
+    assert torch.equal(out["proposals"]["class_logits"], out["proposals"]["corrected_logits"])
+    assert "loss_bc" not in without.train()(training_inputs())
+    with_pbc = demo_model()
+    assert with_pbc.class_indicator is not None and "loss_bc" in with_pbc.train()(training_inputs())
+
+
+def test_a_correction_without_an_indicator_is_refused(demo_cfg):
+    arguments = AlignZeg.from_config(demo_cfg("MODEL.ALIGNZEG.PBC.POSTPROCESSOR", "NoCorrection"))
+    arguments["postprocessor"] = PBC(gamma=0.3)
+    with pytest.raises(ValueError, match="PBC reads a class indicator, and the model has none"):
+        AlignZeg(**arguments)
 
 
 def test_bias_per_head(demo_model):
@@ -268,7 +316,7 @@ def test_bias_per_head(demo_model):
         ("MODEL.ALIGNZEG.CLIP.NAME", "ViT-B-61", "unknown CLIP 'ViT-B-61'"),
         ("MODEL.ALIGNZEG.CLIP.TEMPLATES", "many", "unknown template set 'many'"),
         ("MODEL.ALIGNZEG.CLIP.TAP", 4, "TAP=4"),
-        ("DATASETS.TRAIN", ("unregistered_set",), "'unregistered_set' has no class split"),
+        ("DATASETS.TRAIN", ("unregistered_set",), "no data set 'unregistered_set' is registered"),
     ],
 )
 def test_broken_configs(demo_cfg, key, value, message):

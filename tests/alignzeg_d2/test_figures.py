@@ -206,7 +206,7 @@ def test_examples_show_unseen_classes_beside_the_model_without_pbc(draw: Draw, p
         assert figure.axes[row + 3].get_xlabel() == f"{100 * right:.0f} % of labelled pixels right"
 
 
-def test_two_models_side_by_side(draw: Draw, alignzeg_checkpoint: Path, alignzeg_checkpoint: Path):
+def test_two_models_side_by_side(draw: Draw, alignzeg_checkpoint: Path):
     other = ["--compare-weights", str(alignzeg_checkpoint), "--compare-name", "Short"]
     figure = draw("qualitative", "--num-images", "1", *other)
     assert [axes.get_title() for axes in figure.axes] == ["Image", "Ground truth", "Short", "AlignZeg"]

@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from comparisons import STEP, assert_close, assert_same_labels
+from torch import nn
 
 from alignzeg_d2.inference import (
     PBC,
@@ -13,9 +15,17 @@ from alignzeg_d2.inference import (
     NoCorrection,
     best_classes,
     class_probabilities,
+    classify,
+    correct,
+    segment,
     semantic_scores,
     upsampled_strips,
 )
+from alignzeg_d2.modeling.gepc.classifier import ProposalClassifier
+from alignzeg_d2.modeling.pbc import ClassIndicator, correct_bias
+
+# Of a few proposals: two interpolations, a sigmoid, and a product that adds up some terms.
+FEW_STEPS = 32 * STEP
 
 
 def upsampled(mask_logits, region, output_size, chunk_pixels):
@@ -33,13 +43,14 @@ def test_strips_equal_interpolate(output_size):
 def test_any_chunk_gives_the_same(chunk_pixels):
     masks = torch.randn(3, 5, 7)
     whole = upsampled(masks, (4.5, 6.2), (21, 15), 10**9)
-    assert torch.equal(upsampled(masks, (4.5, 6.2), (21, 15), chunk_pixels), whole)
+    assert_close(upsampled(masks, (4.5, 6.2), (21, 15), chunk_pixels), whole, FEW_STEPS)
     probabilities = torch.rand(3, 4)
     arguments = {"region": (4.5, 6.2), "output_size": (21, 15)}
-    torch.testing.assert_close(
-        semantic_scores(probabilities, masks, **arguments, chunk_pixels=chunk_pixels),
-        semantic_scores(probabilities, masks, **arguments, chunk_pixels=10**9),
-    )
+    scores = semantic_scores(probabilities, masks, **arguments, chunk_pixels=10**9)
+    assert_close(semantic_scores(probabilities, masks, **arguments, chunk_pixels=chunk_pixels), scores, FEW_STEPS)
+    labels, best = best_classes(probabilities, masks, **arguments, chunk_pixels=chunk_pixels)
+    assert_same_labels(labels, scores.argmax(0), scores, FEW_STEPS)
+    assert_close(best, scores.amax(0), FEW_STEPS)
 
 
 def test_strips_cover_each_row_once_and_are_bounded():
@@ -76,14 +87,15 @@ def test_scores_by_hand_and_labels_are_their_argmax():
     expected = sum(probabilities[q][:, None, None] * at[q] for q in range(3))
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
     labels, _ = best_classes(probabilities, masks, **arguments)
-    assert labels.dtype == torch.long and torch.equal(labels, scores.argmax(0))
+    assert labels.dtype == torch.long
+    assert_same_labels(labels, scores.argmax(0), scores, FEW_STEPS)
 
 
 def test_inputs_are_left_as_they_were():
     masks, probabilities = torch.randn(3, 5, 7), torch.rand(3, 4)
     before = masks.clone()
-    for segment in (semantic_scores, best_classes):
-        segment(probabilities, masks, region=(5, 7), output_size=(5, 7), chunk_pixels=1000)  # same size: weights are 0
+    for form in (semantic_scores, best_classes):
+        form(probabilities, masks, region=(5, 7), output_size=(5, 7), chunk_pixels=1000)  # same size: weights are 0
     assert torch.equal(masks, before)
 
 
@@ -93,19 +105,107 @@ def test_background_before_or_behind_the_softmax():
     torch.testing.assert_close(class_probabilities(logits, background_in_softmax=False), logits[:, :2].softmax(-1))
 
 
-def test_registry_and_missing_indicator():
-    assert POSTPROCESSOR_REGISTRY.get("PBC") is PBC
+def test_registry_and_missing_indicator(demo_cfg):
+    assert POSTPROCESSOR_REGISTRY.get("PBC") is PBC and POSTPROCESSOR_REGISTRY.get("NoCorrection") is NoCorrection
+    assert PBC(demo_cfg("MODEL.ALIGNZEG.PBC.GAMMA", 0.4)).gamma == 0.4
+    assert isinstance(NoCorrection(demo_cfg()), NoCorrection)
     logits, seen = torch.randn(2, 4), torch.tensor([True, False, True])
-    assert NoCorrection(gamma=0.3)(logits, None, seen) is logits
+    assert NoCorrection()(logits, None, seen) is logits
     corrected = PBC(gamma=0.3)(logits, torch.tensor([0.9, 0.1]), seen)
     assert torch.equal(corrected[1], logits[1]) and (corrected[0, [0, 2]] == logits[:, :3].min()).all()
-    with pytest.raises(ValueError, match="NoCorrection"):
+    with pytest.raises(ValueError, match=r"train with MODEL\.ALIGNZEG\.PBC\.POSTPROCESSOR PBC"):
         PBC(gamma=0.3)(logits, None, seen)
 
 
+# ---- the one classification path ----
+
+
+class Refinements(ProposalClassifier):
+    """Counts how often phi_cls runs."""
+
+    count = 0
+
+    def refine(self, features):
+        self.count += 1
+        return super().refine(features)
+
+
+@pytest.fixture
+def classifier():
+    torch.manual_seed(0)
+    classifier = Refinements(width=6, num_background_prototypes=3, logit_scale=20.0)
+    nn.init.normal_(classifier.phi_cls[-1].weight)
+    return classifier
+
+
+@pytest.fixture
+def indicator():
+    torch.manual_seed(1)
+    return ClassIndicator(width=6)
+
+
+def test_proposals_are_refined_once(classifier, indicator):
+    features, prototypes = torch.randn(2, 4, 6), F.normalize(torch.randn(5, 6), dim=-1)
+    found = classify(features, prototypes, classifier, indicator)
+    assert classifier.count == 1
+    refined = classifier.refine(features)
+    assert_close(found.features, refined, FEW_STEPS)
+    assert_close(found.class_logits, classifier(refined, prototypes), FEW_STEPS)
+    assert_close(found.class_indicator, indicator(features).sigmoid(), FEW_STEPS)
+    alone = classify(features, prototypes, classifier, None)
+    assert alone.indicator_logits is None and alone.class_indicator is None
+
+
+@torch.no_grad()
+def test_one_image_takes_the_path_of_a_batch(classifier, indicator):
+    features, prototypes = torch.randn(2, 4, 6), F.normalize(torch.randn(5, 6), dim=-1)
+    together = classify(features, prototypes, classifier, indicator)
+    for i in range(2):
+        alone = classify(features[i], prototypes, classifier, indicator)
+        for name in ("features", "class_logits", "indicator_logits"):
+            assert_close(getattr(alone, name), getattr(together, name)[i], 10 * FEW_STEPS)
+
+
+@pytest.mark.parametrize("background_in_softmax", [True, False])
+def test_correction_comes_before_the_softmax(background_in_softmax):
+    logits, seen = torch.randn(3, 5), torch.tensor([True, False, True, True])
+    indicator = torch.tensor([0.9, 0.2, 0.6])
+    corrected, probabilities = correct(logits, indicator, seen, PBC(gamma=0.5), background_in_softmax=background_in_softmax)
+    expected = correct_bias(logits, indicator, seen, 0.5)
+    assert torch.equal(corrected, expected)
+    assert_close(probabilities, class_probabilities(expected, background_in_softmax=background_in_softmax), FEW_STEPS)
+
+
+@torch.no_grad()
+def test_an_output_holds_what_was_asked_for(classifier, indicator):
+    found = classify(torch.randn(3, 6), F.normalize(torch.randn(4, 6), dim=-1), classifier, indicator)
+    arguments = {
+        "seen": torch.tensor([True, True, False, True]),
+        "postprocessor": PBC(gamma=0.5),
+        "background_in_softmax": True,
+        "image_size": (18, 28),
+        "padded_size": (20, 28),
+        "output_size": (9, 14),
+        "chunk_pixels": 50,
+    }
+    masks = 3 * torch.randn(3, 5, 7)
+    by_score = segment(found, masks, output="scores", with_proposals=False, **arguments)
+    assert set(by_score) == {"sem_seg"} and by_score["sem_seg"].shape == (4, 9, 14)
+    by_label = segment(found, masks, output="labels", with_proposals=True, **arguments)
+    assert set(by_label) == {"sem_seg_labels", "sem_seg_best", "proposals"}
+    assert_same_labels(by_label["sem_seg_labels"], by_score["sem_seg"].argmax(0), by_score["sem_seg"], FEW_STEPS)
+    assert_close(by_label["sem_seg_best"], by_score["sem_seg"].amax(0), FEW_STEPS)
+    proposals = by_label["proposals"]
+    assert proposals["mask_logits"].shape == (3, 4, 7)  # 18 of 20 padded rows, 4 pixels a cell, rounded to whole cells
+    assert torch.equal(proposals["class_logits"], found.class_logits)
+    assert torch.equal(proposals["features"], found.features)
+
+
+# ---- memory ----
+
 _LARGE = """
 import resource, sys, torch
-from alignzeg_d2.postprocessing import best_classes
+from alignzeg_d2.inference import best_classes
 torch.manual_seed(0)
 probabilities, masks = torch.rand(100, 171), torch.randn(100, 40, 54)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -116,6 +216,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_of_a_large_photo_is_bounded():
     """Labels mode, 100 proposals, 171 classes, rows of 4000 pixels: 1.5 GB are enough; a 4000 x 3000 photo may take 4 GB.
 
@@ -125,11 +226,3 @@ def test_memory_of_a_large_photo_is_bounded():
     script = _LARGE.replace("ROWS", "130")
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(run.stdout.split()[-1]) + 8 * 4000 * 3000 < 1.5e9
-
-
-def test_best_classes_are_the_largest_of_all_scores():
-    masks, probabilities = torch.randn(3, 5, 7), torch.rand(3, 4)
-    arguments = {"region": (4.5, 6.2), "output_size": (21, 15), "chunk_pixels": 40}
-    best, labels = semantic_scores(probabilities, masks, **arguments).max(dim=0)
-    found = best_classes(probabilities, masks, **arguments)
-    assert torch.equal(found[0], labels) and torch.equal(found[1], best)

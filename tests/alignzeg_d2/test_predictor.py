@@ -1,110 +1,89 @@
-"""Predictor: any kind of image, a vocabulary of one's own, batches, proposals."""
+"""AlignZeg's predictor: what every predictor promises, label maps and proposals."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from comparisons import assert_close, assert_same_labels
+from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
-from PIL import Image
+from predictor_contract import NAMES, PredictorContract, photo
 
 from alignzeg_d2.predictor import AlignZegPredictor
-from zeroshot_d2.demo_world import SPLIT, render
-from zeroshot_d2.predictor import to_bgr
+from zeroshot_d2.demo_world import SPLIT
 
 
-def photo(index: int) -> np.ndarray:
-    """(64, 64, 3) BGR."""
-    return np.ascontiguousarray(render(7, index).image[:, :, ::-1])
+@pytest.fixture(scope="module")
+def cfg(trained_cfg: Callable[..., CfgNode]) -> Callable[..., CfgNode]:
+    """As ``trained_cfg``, but for the weights too."""
+
+    def build(*options: object) -> CfgNode:
+        cfg = trained_cfg()
+        cfg.merge_from_list(list(options))
+        return cfg
+
+    return build
 
 
-def test_gives_what_detectron2s_own_predictor_gives(trained_cfg, predictor):
-    wide = np.concatenate([photo(0), photo(1)], axis=1)
-    scores = DefaultPredictor(trained_cfg())(wide)["sem_seg"]
-    found = predictor(wide, scores=True)
-    assert torch.equal(found.scores, scores)
-    assert np.array_equal(found.labels, scores.argmax(0).numpy())
-    assert np.array_equal(found.best, scores.amax(0).numpy())
-    without = predictor(wide)
-    assert without.scores is None and without.proposals is None
-    assert np.array_equal(without.labels, found.labels) and np.array_equal(without.best, found.best)
+@pytest.fixture(scope="module")
+def predictor(cfg: Callable[..., CfgNode]) -> AlignZegPredictor:
+    return AlignZegPredictor(cfg(), batch_size=3)
 
 
-def test_every_kind_of_image_in_one_batch(predictor, tmp_path):
-    bgr = photo(0)
-    pil = Image.fromarray(bgr[:, :, ::-1])
-    pil.save(tmp_path / "image.png")
-    turned = pil.transpose(Image.Transpose.ROTATE_90)
-    turned.getexif()[0x0112] = 6  # "turn me by 90 degrees clockwise"
-    images = [bgr, pil, pil.convert("RGBA"), tmp_path / "image.png", str(tmp_path / "image.png"), turned, photo(1)]
-    for image in images[:-1]:
-        assert np.array_equal(to_bgr(image), bgr)
-    found = predictor(images)
-    assert len(found) == 7  # three batches of at most three
-    for segmentation in found[:-1]:
-        np.testing.assert_allclose(segmentation.best, found[0].best, atol=1e-5)
-    np.testing.assert_allclose(found[-1].best, predictor(photo(1)).best, atol=1e-5)
-    assert predictor([]) == []
+@pytest.fixture
+def fresh(cfg: Callable[..., CfgNode]) -> AlignZegPredictor:
+    return AlignZegPredictor(cfg(), batch_size=3)
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
-def test_other_arrays_are_refused(array):
-    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 in BGR order, got"):
-        to_bgr(array)
+class TestAlignZegPredictor(PredictorContract):
+    OPTION = ATTRIBUTE = "scores"
+    OUTPUT = "sem_seg"
+
+    @staticmethod
+    def scores(predictor: Any, image: Any, **arguments: Any) -> torch.Tensor:
+        return predictor(image, scores=True, **arguments).scores
+
+    @staticmethod
+    def numbers(result: Any) -> np.ndarray:
+        return result.best
 
 
-def test_unreadable_files_are_named(tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
-    for name in ("broken.jpg", "missing.jpg"):
-        with pytest.raises(OSError, match=f"cannot read the image .*{name}"):
-            to_bgr(tmp_path / name)
+def test_labels_and_best_are_those_of_the_scores(cfg, predictor):
+    wide = np.concatenate([photo(0), photo(1)[:, :40]], axis=1)
+    scores = DefaultPredictor(cfg())(wide)["sem_seg"]
+    for found in (predictor(wide, scores=True), predictor(wide), predictor([wide])[0]):
+        assert found.labels.shape == found.best.shape == (64, 104)
+        assert (found.labels.dtype, found.best.dtype) == (np.int64, np.float32)
+        assert_same_labels(found.labels, scores.argmax(0), scores)
+        assert_close(found.best, scores.amax(0))
+        assert found.proposals is None
 
 
-def test_vocabulary_order_decides_the_labels(predictor):
-    assert predictor.vocabulary is SPLIT or predictor.vocabulary == SPLIT
-    names = ["striped red tile", "dark water|dark sea", "plain blue tile", "zebra"]
-    split = predictor.set_vocabulary(names)
-    assert split.names == ("striped red tile", "dark water", "plain blue tile", "zebra")
-    assert split.unseen == ("striped red tile", "dark water", "zebra")  # training knew the plain blue tile only
-    forward = predictor(photo(0), scores=True).scores
-    predictor.set_vocabulary(names[::-1])
-    torch.testing.assert_close(predictor(photo(0), scores=True).scores, forward.flip(0), atol=1e-6, rtol=0)
-    assert predictor.set_vocabulary(None) == SPLIT
-
-
-def test_unseen_marks_win_over_what_training_knew(predictor):
-    names = ["plain blue tile", "dark grass|dark meadow"]
-    assert predictor.model.seen_mask(predictor.set_vocabulary(names)).tolist() == [True, True]
-    split = predictor.set_vocabulary(names, unseen=["dark grass|dark meadow"])
-    assert split.unseen == ("dark grass",)
-    assert predictor.model.seen_mask(split).tolist() == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("names", "unseen", "message"),
-    [
-        ("cat, dog", None, "must be a list of names, got the text 'cat, dog'"),
-        ([], None, "empty"),
-        (["cat", "cat|kitten"], None, "more than once"),
-        (["cat"], ["dog"], r"unseen classes \['dog'\] are not in the vocabulary: cat"),
-    ],
-)
-def test_faulty_vocabularies(predictor, names, unseen, message):
-    with pytest.raises(ValueError, match=message):
-        predictor.set_vocabulary(names, unseen)
-
-
-def test_proposals_show_what_the_correction_did(predictor):
-    predictor.model.postprocessor.gamma = 0.0  # every proposal counts as unseen
-    split = predictor.set_vocabulary(["plain blue tile", "zebra"])
-    proposals = predictor([photo(0)], proposals=True)[0].proposals
+def test_proposals_show_what_the_correction_did(cfg):
+    predictor = AlignZegPredictor(cfg("MODEL.ALIGNZEG.PBC.GAMMA", 0.0))  # every proposal counts as unseen
+    vocabulary = ["plain blue tile", "zebra"]
+    found = predictor([photo(0)], vocabulary=vocabulary, proposals=True)[0]
+    proposals = found.proposals
     assert proposals["mask_logits"].shape == (16, 16, 16)
     assert proposals["class_indicator"].shape == (16,)
+    assert proposals["features"].shape == (16, 96)
     before, after = proposals["class_logits"], proposals["corrected_logits"]
-    assert before.shape == after.shape == (16, len(split) + 1)
+    assert before.shape == after.shape == (16, len(vocabulary) + 1)
     assert torch.equal(after[:, 1:], before[:, 1:])  # the unseen class and the background
     assert torch.equal(after[:, 0], before[:, :-1].min().expand(16))
-    assert predictor(photo(0)).proposals is None
+    assert found.scores is None and predictor(photo(0)).proposals is None
+    both = predictor(photo(0), scores=True, proposals=True)
+    assert both.scores.shape == (len(SPLIT), 64, 64) and both.proposals is not None
+
+
+def test_unseen_classes_are_what_the_correction_favours(predictor):
+    split = predictor.marked(NAMES, unseen=["plain blue tile"])
+    assert predictor.model.seen_mask(split).tolist() == [False] * 4
+    assert predictor.model.seen_mask(predictor.marked(NAMES)).tolist() == [False, False, True, False]
 
 
 def test_classes_present(predictor):
@@ -115,10 +94,12 @@ def test_classes_present(predictor):
     assert sum(entry["area"] for entry in classes) == pytest.approx(1)
     for entry in classes:
         here = found.labels == entry["index"]
-        assert entry["score"] == pytest.approx(found.best[here].mean(), abs=1e-5)
+        assert entry["score"] == pytest.approx(found.best[here].mean(), rel=1e-4)
         assert entry["name"] == SPLIT.names[entry["index"]] and entry["unseen"] == (entry["name"] in SPLIT.unseen)
 
 
-def test_batch_size_must_be_positive(trained_cfg):
-    with pytest.raises(ValueError, match="batch size must be positive, got 0"):
-        AlignZegPredictor(trained_cfg(), batch_size=0)
+def test_colours_are_the_data_sets_or_distinct(predictor):
+    assert len(set(predictor.colors)) == len(SPLIT)
+    some = predictor.marked(["plain blue tile", "dark water"])
+    assert predictor.colors_of(some) == [predictor.colors[SPLIT.names.index(name)] for name in some.names]
+    assert len(set(predictor.colors_of(predictor.marked(NAMES)))) == 4

@@ -2,7 +2,8 @@
 
 import torch
 
-from benchmarks.alignzeg_cost import PlainSemanticDecoder
+from alignzeg_d2.inference import semantic_scores
+from benchmarks.alignzeg_cost import PlainSemanticDecoder, plain_scores
 
 
 def test_plain_semantic_decoder_has_the_features_of_ours(demo_model):
@@ -12,3 +13,12 @@ def test_plain_semantic_decoder_has_the_features_of_ours(demo_model):
     bias = 3 * torch.randn(2, 1, 16, 16, 16, generator=generator)
     ours = decoder(tokens, bias, (8, 8))
     torch.testing.assert_close(PlainSemanticDecoder(decoder)(tokens, bias, (8, 8)), ours, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_scores_are_ours():
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(7, 5, generator=generator)
+    mask_logits = torch.randn(7, 6, 4, generator=generator)
+    where = {"region": (6.0, 4.0), "output_size": (21, 17), "chunk_pixels": 40}
+    plain = plain_scores(probabilities, mask_logits, **where)
+    torch.testing.assert_close(plain, semantic_scores(probabilities, mask_logits, **where), rtol=1e-5, atol=1e-5)

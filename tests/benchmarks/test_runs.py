@@ -28,9 +28,9 @@ def test_every_variant_and_seed_runs_and_is_tabulated(tmp_path, monkeypatch):
 
     def run(variant, seed, args):
         folder = tmp_path / f"{variant}{seed}"
-        runs.train_net([str(10 * seed), "OUTPUT_DIR", str(folder)], folder / "train.log", args.jobs)
+        runs.train_net([str(10 * seed), "OUTPUT_DIR", str(folder)], folder / "train.log", args)
 
-    runs.run_all(run, ["a", "b"], argparse.Namespace(seeds=[1, 2], jobs=3))
+    runs.run_all(run, ["a", "b"], argparse.Namespace(seeds=[1, 2], jobs=3, modules=[]))
     rows = {variant: [tmp_path / f"{variant}{seed}" / "results.json" for seed in (1, 2)] for variant in "ab"}
     assert runs.table("Title", {"seed": "Seed"}, rows, "val") == (
         "**Title**\n\n| | Seed |\n|---|---|\n| a | 15.0 ± 7.1 |\n| b | 15.0 ± 7.1 |\n"
@@ -46,5 +46,21 @@ def test_one_seed_has_no_deviation(tmp_path):
 def test_a_failed_training_names_its_log(tmp_path):
     log = tmp_path / "somewhere" / "train.log"
     with pytest.raises(RuntimeError, match=r"train_net.py fail ended with code 1, see .*train.log"):
-        runs.train_net(["fail"], log, jobs=1)
+        runs.train_net(["fail"], log, argparse.Namespace(jobs=1, modules=[]))
     assert "it went wrong" in log.read_text()
+
+
+def test_every_training_imports_what_the_command_imports(tmp_path):
+    (tmp_path / "train_net.py").write_text("import sys\nprint(sys.argv[1:])\n")
+    runs.train_net(["--eval-only"], tmp_path / "log", argparse.Namespace(jobs=1, modules=["mine.py", "my.package"]))
+    assert (tmp_path / "log").read_text() == "['--import', 'mine.py', '--import', 'my.package', '--eval-only']\n"
+
+
+def test_options_of_every_command(capsys):
+    options = runs.parser("python -m benchmarks.x", "What it does.", dataset="val", output="output/x")
+    args = options.parse(["--seeds", "4", "5", "--jobs", "2", "SOLVER.MAX_ITER", "7"])
+    assert (args.seeds, args.jobs, args.dataset, args.output.as_posix()) == ([4, 5], 2, "val", "output/x")
+    assert args.opts == ["SOLVER.MAX_ITER", "7"] and args.configs == runs.ROOT / "configs" / "demo"
+    with pytest.raises(SystemExit):
+        options.parse(["--sweep"])
+    assert "unrecognized arguments: --sweep" in capsys.readouterr().err

@@ -12,30 +12,33 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from detectron2.engine import default_argument_parser
-from toy_system import ToyTrainer, add_toy_config, main
 
-from zeroshot_d2.launch import check_weights, launch, setup
+from zeroshot_d2.commands import train
+from zeroshot_d2.launch import launch, run, setup
 
 ROOT = Path(__file__).resolve().parents[2]
+TOY = str(ROOT / "tests" / "toy_system.py")
 
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> str:
-    """A config file that names only where the output goes: tmp_path / "out"."""
-    path = tmp_path / "toy.yaml"
-    path.write_text(f"VERSION: 2\nOUTPUT_DIR: {tmp_path / 'out'}\n")
+    """A config file that names the system, and where the output goes: tmp_path / "out"."""
+    return write_config(tmp_path / "toy.yaml", tmp_path / "out")
+
+
+def write_config(path: Path, output: Path) -> str:
+    path.write_text(f"VERSION: 2\nMODEL:\n  META_ARCHITECTURE: Toy\nOUTPUT_DIR: {output}\n")
     return str(path)
 
 
 def parse(*arguments: str) -> argparse.Namespace:
-    return default_argument_parser().parse_args(arguments)
+    return train.parser().parse(["--import", TOY, *arguments])
 
 
 def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """Start tests/toy_system.py, two threads at most in each process."""
-    command = [sys.executable, *launcher, str(ROOT / "tests" / "toy_system.py"), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    """Start the training command."""
+    command = [sys.executable, *launcher, str(ROOT / "train_net.py"), "--import", TOY, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT)
 
 
@@ -65,8 +68,7 @@ def free_port() -> int:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output folder of an uninterrupted run in one process."""
     folder = tmp_path_factory.mktemp("reference")
-    (folder / "toy.yaml").write_text(f"VERSION: 2\nOUTPUT_DIR: {folder}\n")
-    launch(main, parse("--config-file", str(folder / "toy.yaml")))
+    launch(train.process, parse("--config-file", write_config(folder / "toy.yaml", folder)))
     return folder
 
 
@@ -105,7 +107,7 @@ def test_torchrun(tmp_path: Path, config_file: str, reference: Path) -> None:
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"--num-gpus 3, but this machine has 2 GPU"):
-        launch(main, parse("--num-gpus", "3"))
+        launch(train.process, parse("--num-gpus", "3"))
 
 
 # ---- resuming ----
@@ -115,14 +117,14 @@ def test_resume_after_a_kill(tmp_path: Path, config_file: str, reference: Path) 
     code, output = finish(start("--config-file", config_file, "MODEL.KILL_AT", "8"))
     assert code == 9, output
     assert len(losses(tmp_path / "out")) == 8
-    launch(main, parse("--config-file", config_file, "--resume"))
+    launch(train.process, parse("--config-file", config_file, "--resume"))
     assert losses(tmp_path / "out") == losses(reference)
     torch.testing.assert_close(final_weights(tmp_path / "out"), final_weights(reference), rtol=0, atol=0)
 
 
 def test_a_drawn_seed_is_used_again(tmp_path: Path, config_file: str) -> None:
     def seed(*arguments: str) -> int:
-        setup(parse("--config-file", config_file, *arguments, "SEED", "-1"), add_toy_config)
+        setup(parse("--config-file", config_file, *arguments, "SEED", "-1"))
         return int(yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["SEED"])
 
     first = seed()
@@ -138,27 +140,27 @@ def test_a_drawn_seed_is_used_again(tmp_path: Path, config_file: str) -> None:
 
 def test_eval_only(tmp_path: Path, config_file: str, reference: Path) -> None:
     weights = str(reference / "model_final.pth")
-    launch(main, parse("--config-file", config_file, "--eval-only", "MODEL.WEIGHTS", weights))
+    launch(train.process, parse("--config-file", config_file, "--eval-only", "MODEL.WEIGHTS", weights))
     assert (tmp_path / "out" / "results.json").read_text() == (reference / "results.json").read_text()
-    launch(main, parse("--config-file", str(reference / "toy.yaml"), "--eval-only", "--resume"))
+    launch(train.process, parse("--config-file", str(reference / "toy.yaml"), "--eval-only", "--resume"))
     assert (tmp_path / "out" / "results.json").read_text() == (reference / "results.json").read_text()
 
 
 def test_eval_only_without_weights(tmp_path: Path, config_file: str) -> None:
     with pytest.raises(ValueError, match=r"--eval-only needs weights"):
-        main(parse("--config-file", config_file, "--eval-only"))
+        run(parse("--config-file", config_file, "--eval-only"))
     with pytest.raises(ValueError, match=r"--eval-only needs weights"):  # nothing to resume from in there
-        main(parse("--config-file", config_file, "--eval-only", "--resume"))
-    results = main(parse("--config-file", config_file, "--eval-only", "MODEL.WEIGHTS", ""))
+        run(parse("--config-file", config_file, "--eval-only", "--resume"))
+    results = run(parse("--config-file", config_file, "--eval-only", "MODEL.WEIGHTS", ""))
     assert "toy_val" in results
 
 
 def test_weights_that_do_not_exist(tmp_path: Path, config_file: str) -> None:
     args = parse("--config-file", config_file, "MODEL.WEIGHTS", "nowhere.pth")
     with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS nowhere\.pth does not exist"):
-        main(args)
-    cfg = setup(parse("--config-file", config_file, "MODEL.WEIGHTS", "detectron2://resolved/later.pkl"), add_toy_config)
-    check_weights(cfg, args)
+        run(args)
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS https://x/later\.pth is an address: download the file"):
+        run(parse("--config-file", config_file, "MODEL.WEIGHTS", "https://x/later.pth"))
 
 
 # ---- configs ----
@@ -166,20 +168,19 @@ def test_weights_that_do_not_exist(tmp_path: Path, config_file: str) -> None:
 
 def test_config_file_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--config-file is missing"):
-        main(parse())
-    with pytest.raises(FileNotFoundError, match=r"toy\.yaml does not exist"):
-        main(parse("--config-file", str(tmp_path / "toy.yaml")))
+        run(parse())
+    with pytest.raises(FileNotFoundError, match=r"toy\.yaml does not exist \(looked for it from"):
+        run(parse("--config-file", str(tmp_path / "toy.yaml")))
 
 
 def test_options_on_the_command_line_win(config_file: str) -> None:
-    cfg = setup(parse("--config-file", config_file, "SOLVER.MAX_ITER", "7"), add_toy_config)
+    cfg = setup(parse("--config-file", config_file, "SOLVER.MAX_ITER", "7"))
     assert cfg.SOLVER.MAX_ITER == 7 and cfg.is_frozen()
-    assert cfg.MODEL.META_ARCHITECTURE in ToyTrainer.mappers
-    with pytest.raises(AssertionError, match=r"Non-existent key: SOLVER\.MAX_ITERS"):  # as Detectron2 reports it
-        setup(parse("--config-file", config_file, "SOLVER.MAX_ITERS", "7"), add_toy_config)
+    with pytest.raises(ValueError, match=r"there is no key SOLVER\.MAX_ITERS; did you mean SOLVER\.MAX_ITER"):
+        setup(parse("--config-file", config_file, "SOLVER.MAX_ITERS", "7"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_the_device_is_the_cpu(config_file: str) -> None:
-    cfg = setup(parse("--config-file", config_file, "MODEL.DEVICE", "cuda"), add_toy_config)
+    cfg = setup(parse("--config-file", config_file, "MODEL.DEVICE", "cuda"))
     assert cfg.MODEL.DEVICE == "cpu"

@@ -1,47 +1,135 @@
-"""Which vocabulary an input is recognised with."""
+"""Which vocabulary an input is recognised with, and how one is typed or read from a file."""
 
+import numpy as np
 import pytest
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from zeroshot_d2 import ClassSplit
-from zeroshot_d2.vocabulary import split_of_dataset, training_vocabulary, vocabulary_from_names, vocabulary_of
+from zeroshot_d2.vocabulary import (
+    as_vocabulary,
+    is_registered,
+    parse_names,
+    read_names,
+    split_of_dataset,
+    training_vocabulary,
+    vocabulary_from_names,
+    vocabulary_of,
+)
 
 SPLIT = ClassSplit(["cat", "dog"])
+NAME, PLAIN = "vocabulary_test", "vocabulary_test_plain"
 
 
 @pytest.fixture(autouse=True)
-def dataset():
-    MetadataCatalog.get("vocabulary_test").set(class_split=SPLIT)
+def datasets():
+    """A data set with a class split, and one without."""
+    for name in (NAME, PLAIN):
+        DatasetCatalog.register(name, list)
+    MetadataCatalog.get(NAME).set(class_split=SPLIT)
     yield
-    MetadataCatalog.remove("vocabulary_test")
+    for name in (NAME, PLAIN):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+# ---- of an input ----
 
 
 def test_own_names_win_over_the_data_set_and_that_over_the_default():
-    own = {"vocabulary": ["tree|bush"], "dataset_name": "vocabulary_test"}
+    own = {"vocabulary": ["tree|bush"], "dataset_name": NAME}
     assert vocabulary_of(own, None) == ClassSplit(["tree"], prompts=["tree|bush"])
     assert vocabulary_of({"vocabulary": SPLIT}, None) is SPLIT
-    assert vocabulary_of({"dataset_name": "vocabulary_test"}, "other") is SPLIT
-    assert vocabulary_of({}, "vocabulary_test") is SPLIT
+    assert vocabulary_of({"dataset_name": NAME}, ClassSplit(["other"])) is SPLIT
+    assert vocabulary_of({}, SPLIT) is SPLIT
     with pytest.raises(ValueError, match='neither a "vocabulary" nor a "dataset_name"'):
         vocabulary_of({}, None)
 
 
-def test_a_data_set_without_a_split():
-    MetadataCatalog.get("vocabulary_test_plain")
-    with pytest.raises(ValueError, match="'vocabulary_test_plain' has no class split"):
-        split_of_dataset("vocabulary_test_plain")
-    MetadataCatalog.remove("vocabulary_test_plain")
-
-
-def test_bad_vocabularies():
-    with pytest.raises(ValueError, match="empty"):
-        vocabulary_from_names([])
-    with pytest.raises(ValueError, match="more than once"):
-        vocabulary_from_names(["cat", "cat|kitten"])
-
-
 def test_a_training_batch_has_one_vocabulary():
-    batch = [{"dataset_name": "vocabulary_test"}, {"vocabulary": SPLIT}]
+    batch = [{"dataset_name": NAME}, {"vocabulary": SPLIT}]
     assert training_vocabulary(batch, None) == SPLIT
     with pytest.raises(ValueError, match="mixes data sets of different vocabularies"):
         training_vocabulary([*batch, {"vocabulary": ["tree"]}], None)
+
+
+# ---- of a data set ----
+
+
+def test_data_sets_without_a_split_or_a_name():
+    assert [is_registered(name) for name in (NAME, PLAIN, "vocabulary_test_absent")] == [True, False, False]
+    assert split_of_dataset(NAME) is SPLIT
+    with pytest.raises(ValueError, match=f"'{PLAIN}' has no class split: register it with"):
+        split_of_dataset(PLAIN)
+    with pytest.raises(ValueError, match="no data set 'vocabulary_test_absent' is registered: `--import FILE`"):
+        split_of_dataset("vocabulary_test_absent")
+
+
+def test_metadata_alone_is_no_data_set():
+    MetadataCatalog.get("vocabulary_test_absent").set(class_split=SPLIT)
+    assert not is_registered("vocabulary_test_absent")
+    MetadataCatalog.remove("vocabulary_test_absent")
+
+
+# ---- from names ----
+
+
+@pytest.mark.parametrize("names", [["cat", "tree | bush"], ("cat", "tree | bush"), iter(["cat", "tree | bush"])])
+def test_the_first_synonym_is_displayed(names):
+    assert as_vocabulary(names) == ClassSplit(["cat", "tree"], prompts=["cat", "tree | bush"])
+
+
+def test_a_split_stays_as_it_is():
+    assert as_vocabulary(SPLIT) is SPLIT
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "empty"),
+        (["cat", "cat|kitten"], "more than once"),
+        ("cat, dog", "must be a list of names, got the text 'cat, dog'"),
+        (["cat", 3], "non-empty strings, got 3"),
+        (["cat", None], "non-empty strings, got None"),
+        (["cat", " "], "non-empty strings"),
+        (["|bush"], "non-empty strings"),
+        (np.array([1, 2]), "non-empty strings"),
+    ],
+)
+def test_bad_vocabularies(names, message):
+    with pytest.raises(ValueError, match=message):
+        vocabulary_from_names(names)
+
+
+# ---- as typed ----
+
+
+def test_names_are_separated_by_commas_and_lines():
+    assert parse_names(" cat, tree|bush ,\n\nroad,, sky,") == ["cat", "tree|bush", "road", "sky"]
+    assert parse_names("") == []
+
+
+def test_a_long_list_is_not_taken_for_a_file():
+    names = [f"class {k}" for k in range(1000)]
+    assert read_names(", ".join(names)) == names
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "classes", "CLASSES.TXT"])
+def test_a_file_has_a_name_per_line(tmp_path, name):
+    (tmp_path / name).write_text("\ufeff# mine\ndark grass, wet\n\nzebra|striped horse\n", encoding="utf-8")
+    assert read_names(str(tmp_path / name)) == ["dark grass, wet", "zebra|striped horse"]
+
+
+def test_a_file_of_one_line_may_have_commas(tmp_path):
+    (tmp_path / "classes.txt").write_text("cat, dog\n")
+    assert read_names(str(tmp_path / "classes.txt")) == ["cat", "dog"]
+
+
+def test_files_that_do_not_fit(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"the class list missing\.txt does not exist"):
+        read_names("missing.txt")
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(ValueError, match=r"empty\.txt is empty"):
+        read_names(str(tmp_path / "empty.txt"))
+    (tmp_path / "table.txt").write_text("1\tcat\n2\tdog\n")
+    with pytest.raises(ValueError, match=r"table\.txt has a tab in '1\\tcat': write one class a line"):
+        read_names(str(tmp_path / "table.txt"))

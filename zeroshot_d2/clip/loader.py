@@ -15,6 +15,7 @@ from pickle import UnpicklingError
 
 import open_clip
 import torch
+from open_clip.transformer import VisionTransformer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -72,6 +73,22 @@ def create_clip(name: str, pretrained: str) -> open_clip.CLIP:
             f"PRETRAINED {pretrained!r} is neither a weights file nor an open_clip tag of {name!r} (tags: {', '.join(tags)})"
         )
     return _create_from_file(name, path)
+
+
+def checked_vision_tower(clip: open_clip.CLIP, name: str) -> VisionTransformer:
+    """The image tower of a CLIP, where it is a plain vision transformer, whose blocks and tokens can be used one by one.
+
+    Raises:
+        ValueError: it is another network.
+    """
+    visual = getattr(clip, "visual", None)
+    if not isinstance(visual, VisionTransformer):
+        raise ValueError(
+            f"the image tower of {name!r} is a {type(visual).__name__}, not a plain vision transformer of open_clip, whose "
+            "blocks are needed here. What works: ViT-B-32, ViT-B-16, ViT-L-14, ViT-L-14-336, ViT-H-14 and their "
+            "-quickgelu forms"
+        )
+    return visual
 
 
 def get_tokenizer(name: str) -> Callable[[list[str]], Tensor]:

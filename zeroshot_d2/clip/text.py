@@ -6,13 +6,14 @@ Shapes: K classes, T templates, L tokens, D embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..label_embeddings import LabelEmbeddings
+from ..label_embeddings import Embedded, LabelEmbeddings
 from .loader import create_clip, get_tokenizer
 
 # Text templates. "vild" are the 14 of ViLD (Gu et al., ICLR 2022), the usual set of zero-shot segmentation.
@@ -141,7 +142,7 @@ class ClipTextEmbeddings(LabelEmbeddings):
         self.name, self.pretrained = name, pretrained
         self.weights_hash = weights_hash
 
-    def compute(self, prompts: tuple[str, ...], clip: open_clip.CLIP | None = None) -> Tensor:
-        if clip is None:
-            clip = create_clip(self.name, self.pretrained)
-        return embed_prompts(clip, get_tokenizer(self.name), prompts, self.templates)
+    def compute(self, prompts: tuple[str, ...], **at_hand: Any) -> Embedded:
+        """The prototypes; ``clip=`` spares loading it where it is at hand anyway."""
+        clip = at_hand.get("clip") or create_clip(self.name, self.pretrained)
+        return Embedded(embed_prompts(clip, get_tokenizer(self.name), prompts, self.templates))

@@ -36,22 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         FileNotFoundError, ValueError: as the preparation.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["prepare"] and len(words) > 1 and words[1] in preparations():
+    known = preparations()
+    if words[:1] == ["prepare"] and len(words) > 1 and words[1] in known:
         importlib.import_module(f"{preparation.__name__}.{words[1]}").main(words[2:])
         return 0
     parser = Parser(PROG, __doc__, takes_keys=False)
-    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Plain)
-    actions.add_parser("list", help="names, protocols and numbers of classes of the registered data sets")
-    prepare = actions.add_parser("prepare", help="make what a release needs; NAME --help says what it reads and writes")
-    prepare.add_argument("name", choices=preparations())
-    parser.parse(words)
+    parser.add_argument("action", choices=("list", "prepare"), help="show all names; or make what a release needs")
+    parser.add_argument("name", nargs="?", help=f"the release to prepare: {', '.join(known)}")
+    args = parser.parse(words)
+    if args.action == "prepare":
+        given = "" if args.name is None or args.name in known else f"there is no preparation {args.name!r}; "
+        parser.fail(f"{given}say `prepare NAME` first, with a NAME among {', '.join(known)}")
+    if args.name is not None:
+        parser.fail(f"list takes no name, got {args.name!r}")
     print(table_of_names())
     return 0
-
-
-class _Plain(Parser):
-    def __init__(self, prog: str, **options: object) -> None:
-        super().__init__(prog, None, takes_keys=False)
 
 
 def table_of_names() -> str:

@@ -127,7 +127,7 @@ def predict_photos(
                 failed[path] = str(error)
                 progress.update()
 
-    wanted = {} if explain_to is None else predictor.explanation_needs
+    wanted: Any = {} if explain_to is None else dict.fromkeys(predictor.explanation_needs, True)
     with tqdm(total=len(paths), unit="image", disable=not paths) as progress:
         for batch in batches(readable(), predictor.batch_size):
             results = predictor([bgr for _, _, bgr in batch], **wanted)

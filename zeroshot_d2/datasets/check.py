@@ -6,7 +6,7 @@ K is the number of classes of the data set's vocabulary.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
 from ..images import read_image
+from ..multilabel.registration import NO_NEGATIVES
 from ..pictures.style import starred
 from ..registration import DatasetDict
 from ..segmentation.labels import IGNORE_LABEL, LabelTable, read_label
@@ -39,6 +40,7 @@ class Report:
         num_images: images of the data set.
         num_checked: images that were read.
         problems: one line per fault, naming the file.
+        remarks: what is no fault of a file, but spoils the numbers.
         images: (K,) images in which the class occurs.
         amount: (K,) pixels of the class; or images verified to be without it, for image-level labels.
         amount_name: what ``amount`` is.
@@ -56,6 +58,7 @@ class Report:
     num_checked: int = 0
     without_label: int = 0
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.images = np.zeros(len(self.class_names), dtype=np.int64)
@@ -69,6 +72,7 @@ class Report:
             f"protocol {self.protocol}",
             f"images without a label of this vocabulary: {self.without_label}",
             f"classes that do not occur: {len(absent)}" + (f" ({', '.join(absent[:10])}, ...)" if absent else ""),
+            *(f"NOTE: {remark}" for remark in self.remarks),
             f"faults: {len(self.problems)}",
             *(f"  {problem}" for problem in self.problems[:rows]),
         ]
@@ -141,7 +145,7 @@ def size_fault(record: DatasetDict, photo: tuple[int, ...], label: tuple[int, ..
         f"{label[1]}x{label[0]}"
     )
     if photo[::-1] == label:
-        fault += ": the image is turned by its EXIF orientation, the label is not"
+        fault += ": one of them lies on its side"
     return fault
 
 
@@ -169,16 +173,18 @@ def check(name: str, limit: int | None = None, workers: int = 1) -> Report:
     )
     chosen = evenly(len(records), limit)
     report.num_checked = len(chosen)
-    jobs: list[_Job] = [
-        ([records[i] for i in chosen[start : start + _RECORDS_PER_JOB]], table, len(report.class_names))
-        for start in range(0, len(chosen), _RECORDS_PER_JOB)
-    ]
-    for found in map_jobs(_inspect, jobs, workers, f"{name}, {_RECORDS_PER_JOB} images each"):
+    starts = range(0, len(chosen), _RECORDS_PER_JOB)
+    jobs: Iterator[_Job] = (  # made when a worker is free: nine million records would take 6 GB
+        ([records[i] for i in chosen[start : start + _RECORDS_PER_JOB]], table, len(report.class_names)) for start in starts
+    )
+    for found in map_jobs(_inspect, jobs, workers, f"{name}, {_RECORDS_PER_JOB} images each", len(starts)):
         report.problems += found.problems
         report.images += found.images
         report.amount += found.amount
         report.without_label += found.without_label
     report.problems.sort()
+    if table is None and not meta.labels_complete and not report.amount.any():
+        report.remarks.append(NO_NEGATIVES % name)
     return report
 
 

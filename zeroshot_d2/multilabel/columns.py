@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from ..registration import DatasetDict
-from ..storage import whole_file
+from ..storage import check_inside, whole_file
 
 Array = npt.NDArray[Any]
 
@@ -73,20 +74,30 @@ class LabelColumns:
                 labels that are given twice for an image and a class, +1 wins.
 
         Raises:
-            ValueError: an id occurs twice, an index is out of range, or a sign is neither +1 nor -1.
+            ValueError: an id or an image occurs twice, an index is out of range or no whole number, or a sign is neither +1
+                nor -1.
         """
         class_ids = tuple(class_ids)
         if len(set(class_ids)) != len(class_ids):
             raise ValueError("class ids occur more than once")
         encoded = [path.replace("\\", "/").encode("utf-8") for path in paths]
+        if len(set(encoded)) != len(encoded):
+            twice = [path.decode() for path, count in Counter(encoded).items() if count > 1]
+            raise ValueError(f"{len(twice)} image(s) occur more than once, such as {twice[:3]}")
         path_ends = np.zeros(len(encoded) + 1, dtype=np.int64)
         np.cumsum([len(path) for path in encoded], out=path_ends[1:])
-        image, classes, signs = np.asarray(image, np.int64), np.asarray(classes, np.int32), np.asarray(signs, np.int8)
+        image, classes, signs = (_whole(*pair) for pair in (("image", image), ("class", classes), ("sign", signs)))
+        if not len(image) == len(classes) == len(signs):
+            raise ValueError(
+                f"{len(image)} image indices, {len(classes)} class indices and {len(signs)} signs: give one of each"
+            )
         for what, values, limit in (("image", image, len(encoded)), ("class", classes, len(class_ids))):
             if values.size and not (values.min() >= 0 and values.max() < limit):
                 raise ValueError(f"{what} indices [{values.min()}, {values.max()}] are not all in [0, {limit})")
-        if not np.isin(signs, (-1, 1)).all():
-            raise ValueError("signs must be +1 (present) or -1 (absent)")
+        strange = signs[~np.isin(signs, (-1, 1))]
+        if len(strange):
+            raise ValueError(f"signs must be +1 (present) or -1 (absent), got {strange[0]}")
+        image, classes, signs = image.astype(np.int64), classes.astype(np.int32), signs.astype(np.int8)
         order = np.lexsort((-signs, classes, image))
         image, classes, signs = image[order], classes[order], signs[order]
         first = np.ones(len(image), dtype=bool)
@@ -117,6 +128,11 @@ class LabelColumns:
         missing = sorted({"class_ids", *_ARRAYS} - set(arrays))
         if missing:
             raise ValueError(f"{file} lacks {missing}: it is not a label file of this project; prepare it again")
+        strange = [name for name, kind in _DTYPES.items() if arrays[name].dtype.str[1:] != kind or arrays[name].ndim != 1]
+        if strange or arrays["class_ids"].dtype.kind != "U" or not len(arrays["path_ends"]):
+            raise ValueError(
+                f"{file}: {', '.join(strange) or 'class_ids'} is not as this project writes it; prepare it again"
+            )
         class_ids = tuple(arrays.pop("class_ids").tolist())
         columns = cls(class_ids, **{name: arrays[name] for name in _ARRAYS}, file=file)
         whole = (
@@ -136,6 +152,24 @@ class LabelColumns:
 
 
 _ARRAYS = ("path_bytes", "path_ends", "row_ends", "classes", "signs")
+_DTYPES = {"path_bytes": "u1", "path_ends": "i8", "row_ends": "i8", "classes": "i4", "signs": "i1"}
+
+
+def _whole(what: str, values: Any) -> Array:
+    """``values`` as integers, checked before any cast: 257 must not become 1, nor 1.9.
+
+    Raises:
+        ValueError: one of them is no whole number.
+    """
+    array = np.asarray(values)
+    if array.size == 0 or array.dtype.kind in "iub":
+        return array.astype(np.int64) if array.dtype.kind != "u" else array.astype(np.uint64)
+    if array.dtype.kind == "f":
+        fractions = array[~(np.isfinite(array) & (array == np.rint(array)))]
+        if not len(fractions):
+            return array.astype(np.int64)
+        raise ValueError(f"{what} values must be whole numbers, got {fractions[0]}")
+    raise ValueError(f"{what} values must be whole numbers, got {array.tolist()[0]!r}")
 
 
 def _map_npz(file: str) -> dict[str, Array]:
@@ -160,13 +194,17 @@ def _map_npz(file: str) -> dict[str, Array]:
                     np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 )
                 shape, _, dtype = read_header(stream)
+                if dtype.hasobject:
+                    raise ValueError(
+                        f"{file} holds Python objects in {member.filename}, which are never read; prepare it again"
+                    )
                 if 0 in shape:  # an empty map does not exist
                     array: Array = np.zeros(shape, dtype)
                 else:
                     # A plain view of the map, since slices of the subclass cost ten times more.
                     array = np.memmap(file, dtype, "r", offset=stream.tell(), shape=shape).view(np.ndarray)
                 arrays[member.filename.removesuffix(".npy")] = array
-    except (zipfile.BadZipFile, struct.error) as error:
+    except (zipfile.BadZipFile, struct.error, EOFError, OSError) as error:
         raise ValueError(f"{file} is no label file or is cut off ({error}); prepare it again") from error
     return arrays
 
@@ -224,6 +262,8 @@ class MultiLabelDataset(Dataset[DatasetDict]):
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         path = self._columns.path(index)
+        if self._image_root:
+            check_inside(path, f"the label file of data set {self._name!r}")
         classes, signs = self._columns.row(index)
         vocabulary = self._vocabulary_index[classes]
         return {

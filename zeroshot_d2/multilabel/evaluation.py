@@ -42,6 +42,7 @@ from .ranking import (
     precision_recall_f1,
     ranked,
 )
+from .registration import NO_NEGATIVES
 from .score_file import ScoreFile
 
 logger = logging.getLogger(__name__)
@@ -211,11 +212,18 @@ class MultiLabelEvaluator(DatasetEvaluator):
             "AP": {class: AP}}}; None where a number is not defined. On other processes than the main one: None.
         """
         counts = self._gathered_counts()
+        absences = sum(int((~present).sum()) for present in self._annotations.positive)
+        num_absences = sum(comm.all_gather(absences)) if self._distributed else absences
         ap = {images: np.full(len(self._split), np.nan) for images in IMAGE_SETS}
         for klass, scores, positive, labelled in self._columns():
             ranked_positive, ranked_labelled = ranked(scores, positive, labelled)
             ap["all"][klass] = 100 * average_precision(ranked_positive)
             ap["labelled"][klass] = 100 * average_precision(ranked_positive[ranked_labelled])
+        if not self._complete and not num_absences:
+            if comm.is_main_process():
+                logger.warning(NO_NEGATIVES, self._dataset_name)
+            for values in ap.values():
+                values[:] = np.nan
         if self._distributed and not comm.is_main_process():
             return None
         results: dict[str, Any] = {"protocol": self._protocol, **self._numbers("all", counts, ap["all"])}
@@ -275,7 +283,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
             prefix = f"{task}_" if task else ""
             known = ~np.isnan(ap[mask])
             numbers[f"{prefix}mAP"] = float(ap[mask][known].mean()) if known.any() else None
-            numbers[f"{prefix}mAP_all_classes"] = float(np.nan_to_num(ap[mask]).mean())
+            numbers[f"{prefix}mAP_all_classes"] = float(np.nan_to_num(ap[mask]).mean()) if known.any() else None
             count = counts[task, images]
             for k, hits in zip(self._top_k, count.hits, strict=False):  # no hits at all without an image
                 values = precision_recall_f1(int(hits), count.images, count.positives, k)

@@ -86,7 +86,7 @@ class MultiLabelMapper:
         """
         dataset_dict = copy.copy(dataset_dict)
         check_labels(
-            dataset_dict, required=self.is_train, num_classes=self.num_classes.get(dataset_dict.get("dataset_name"))
+            dataset_dict, required=self.is_train, num_classes=self.num_classes.get(dataset_dict.get("dataset_name", ""))
         )
         try:
             image = read_image(dataset_dict["file_name"], max_pixels=self.max_pixels)

@@ -64,7 +64,7 @@ def best_labels(scores: npt.NDArray[np.floating[Any]], top_k: int, threshold: fl
 
 
 class TagPredictor(Predictor[Tags]):
-    """Calls take no further arguments."""
+    """The model of any system of the task."""
 
     def model_input(self, image: ImageArray) -> dict[str, Any]:
         """BGR (H, W, 3) -> ``image`` (3, S, S) uint8 in the model's channel order, squeezed to a square as in evaluation."""
@@ -72,7 +72,7 @@ class TagPredictor(Predictor[Tags]):
         photo = torch.from_numpy(np.ascontiguousarray(ordered.transpose(2, 0, 1)))
         return {"image": transforms.resize(photo, [self.cfg.INPUT.IMAGE_SIZE] * 2, antialias=True)}
 
-    def results(self, inputs: list[dict[str, Any]], vocabulary: ClassSplit) -> list[Tags]:
+    def results(self, inputs: list[dict[str, Any]], vocabulary: ClassSplit, wanted: frozenset[str]) -> list[Tags]:
         return [Tags(vocabulary, scores_of(output)) for output in self.model(inputs)]
 
 

@@ -5,8 +5,9 @@ K is the number of classes.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,13 @@ from ..storage import PathLike
 from .columns import LabelColumns, MultiLabelDataset
 
 EVALUATOR_TYPE = "zero_shot_multilabel"
+
+NO_NEGATIVES = (
+    "data set %s is registered with complete=False, but no label says that a class is absent: every ranking would be "
+    "perfect, so AP is not reported. Give the verified absences, or register it with complete=True"
+)
+
+logger = logging.getLogger(__name__)
 
 Labels = Mapping[str, Sequence[str] | Mapping[str, int]]
 
@@ -102,6 +110,8 @@ def register_multilabel(
             known_ids=ids if other_labels == "error" else None,
         )
         warn_about_count(name, len(dataset), expected_images)
+        if not complete and not dataset.class_counts()[1].any():
+            logger.warning(NO_NEGATIVES, name)
         return dataset
 
     register_dataset(name, load, metadata, arguments, replace=replace)
@@ -114,10 +124,19 @@ def _columns_of(name: str, labels: Labels, ids: Sequence[str], other_labels: str
     position = {class_id: k for k, class_id in enumerate(ids)}
     image, classes, signs = [], [], []
     for i, (path, given) in enumerate(labels.items()):
-        if isinstance(given, str):
-            raise ValueError(f"data set {name!r}: the labels of {path} must be a list of names, got the string {given!r}")
+        if not isinstance(path, str) or not path:
+            raise ValueError(f"data set {name!r}: images are named by relative paths as text, got {path!r}")
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise ValueError(f"data set {name!r}: the labels of {path} must be a list of names, got {given!r}")
         signed = given if isinstance(given, Mapping) else dict.fromkeys(given, 1)
         for class_id, sign in signed.items():
+            if not isinstance(class_id, str):
+                raise ValueError(f"data set {name!r}: labels are names of classes, got {class_id!r} for {path}")
+            if isinstance(sign, bool) or not isinstance(sign, int | float | np.integer | np.floating) or sign not in (-1, 1):
+                raise ValueError(
+                    f"data set {name!r}: the sign of {class_id!r} for {path} must be 1 (present) or -1 (verified to be "
+                    f"absent), got {sign!r}; leave out what is not known"
+                )
             if class_id in position:
                 image.append(i)
                 classes.append(position[class_id])
@@ -127,4 +146,7 @@ def _columns_of(name: str, labels: Labels, ids: Sequence[str], other_labels: str
                     f"data set {name!r}: label {class_id!r} of {path} is not a class of its split; correct it, or pass "
                     "other_labels='ignore'"
                 )
-    return LabelColumns.build(ids, labels, np.array(image), np.array(classes), np.array(signs))
+    try:
+        return LabelColumns.build(ids, labels, np.array(image), np.array(classes), np.array(signs))
+    except ValueError as error:
+        raise ValueError(f"data set {name!r}: {error}") from error

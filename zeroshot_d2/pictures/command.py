@@ -139,7 +139,7 @@ def first_wanted(items: Iterable[T], count: int, wanted: Callable[[T], bool]) ->
     return [*chosen, *others][:count]
 
 
-def predictions(predictor: Predictor, records: Sequence[Record], **wanted: bool) -> Iterator[tuple[Record, ImageArray, Any]]:
+def predictions(predictor: Predictor, records: Sequence[Record], **wanted: Any) -> Iterator[tuple[Record, ImageArray, Any]]:
     """Record, image (H, W, 3) in RGB and the predictor's result, batch by batch."""
     for batch in batches(tqdm(records, unit="image"), predictor.batch_size):
         images = [read_image(record["file_name"], max_pixels=predictor.max_pixels) for record in batch]

@@ -1,8 +1,4 @@
-"""The config keys of zero-shot segmentation: those of the trainer, and a device that is there.
-
-The mapper reads Detectron2's own keys: ``INPUT.FORMAT``, ``MIN_SIZE_*``, ``MAX_SIZE_*``, ``CROP``, ``COLOR_AUG_SSD`` and
-``RANDOM_FLIP``.
-"""
+"""The config keys of zero-shot segmentation, shared by all its systems."""
 
 from __future__ import annotations
 
@@ -14,3 +10,8 @@ from ..config import add_trainer_config
 def add_segmentation_config(cfg: CfgNode) -> None:
     """Add the task's keys to ``cfg`` in place; a second call changes nothing."""
     add_trainer_config(cfg)
+    if "COLOR_AUG_SSD" in cfg.INPUT:
+        return
+    # The mapper also reads Detectron2's INPUT.FORMAT, MIN_SIZE_*, MAX_SIZE_*, CROP (absolute sizes) and RANDOM_FLIP.
+    # Random brightness, contrast, saturation and hue in training, as in SSD.
+    cfg.INPUT.COLOR_AUG_SSD = False

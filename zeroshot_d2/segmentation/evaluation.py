@@ -51,6 +51,9 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         ValueError: the metadata lacks what is needed, or predictions are to be saved nowhere.
     """
 
+    protocol_suffix = ""
+    """What a subclass that predicts otherwise adds to the protocol's name, in every table and file."""
+
     def __init__(
         self,
         dataset_name: str,
@@ -153,6 +156,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         if self._save_predictions:
             self._write_predictions(predictions)
         results = protocol_results(confusion, self._split, self._protocol, num_images)
+        results["protocol"] += self.protocol_suffix
         self._logger.info("%s\n%s", self._dataset_name, format_results_table({self._dataset_name: results}))
         return OrderedDict(sem_seg=results)
 

@@ -31,8 +31,9 @@ from ..pictures.command import (
 )
 from ..predictor import Predictor
 from .evaluation import ZeroShotSemSegEvaluator
+from .iou_bars import class_iou_figure
 from .labels import read_label
-from .pictures import Comparison, LabelArray, class_iou_figure, comparison_figure
+from .pictures import Comparison, LabelArray, comparison_figure
 from .registration import EVALUATOR_TYPE
 
 # An example is an image in which unseen classes cover this share of the pixels.

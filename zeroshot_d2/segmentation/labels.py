@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from ..class_split import ClassSplit, Vocabulary
 from ..images import MAX_PIXELS, PathLike, read_label_image
@@ -118,6 +119,25 @@ def label_table(
             raise ValueError(f"label value {value} is both class {name!r} and an ignore value")
         lut[value] = index.get(name, IGNORE_LABEL)
     return LabelTable(lut, allowed=f"classes: {_ranges(value_to_name)}; ignored: {_ranges(ignored) or 'none'}")
+
+
+def check_range(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels that a mapper has not brought to the vocabulary, such as raw label values by Detectron2's own.
+
+    Args:
+        labels: vocabulary indices or ``IGNORE_LABEL``, any shape.
+        num_classes: K.
+
+    Raises:
+        ValueError: another value.
+    """
+    strange = labels[(labels != IGNORE_LABEL) & ((labels < 0) | (labels >= num_classes))]
+    if strange.numel():
+        raise ValueError(
+            f"training labels hold {int(strange[0])}, which is neither one of the {num_classes} vocabulary indices nor "
+            f"{IGNORE_LABEL} (ignored): a data set of this project needs its SegmentationMapper, since Detectron2's own "
+            "mapper and draw_dataset_dict take the values of label images for indices"
+        )
 
 
 def _ranges(values: Iterable[int]) -> str:

@@ -24,7 +24,10 @@ assert IGNORE_LABEL == 0xFFFF
 
 
 class SegmentationMapper:
-    """In training: random size, colour, crop (padded where the image is smaller) and flip. In testing: the short side."""
+    """In training: random size, crop, colour, flip, and padding where the image is smaller than the crop, right and below.
+
+    In testing: the short side.
+    """
 
     @configurable
     def __init__(
@@ -58,20 +61,24 @@ class SegmentationMapper:
         augmentations: list[T.Augmentation | T.Transform]
         if is_train:
             augmentations = [
-                T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+                ShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
             ]
+            # Detectron2's FixedSizeCrop crops along the diagonal, since it draws one number for both axes; here it only
+            # pads.
+            if cfg.INPUT.CROP.ENABLED:
+                augmentations.append(T.RandomCrop("absolute", _crop_size(cfg)))
             if cfg.INPUT.COLOR_AUG_SSD:
                 augmentations.append(ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
-            if cfg.INPUT.CROP.ENABLED:
-                augmentations.append(T.FixedSizeCrop(cfg.INPUT.CROP.SIZE, pad_value=128.0, seg_pad_value=_IGNORE_BYTE))
             if cfg.INPUT.RANDOM_FLIP != "none":
                 augmentations.append(
                     T.RandomFlip(
                         horizontal=cfg.INPUT.RANDOM_FLIP == "horizontal", vertical=cfg.INPUT.RANDOM_FLIP == "vertical"
                     )
                 )
+            if cfg.INPUT.CROP.ENABLED:
+                augmentations.append(T.FixedSizeCrop(_crop_size(cfg), pad_value=128.0, seg_pad_value=_IGNORE_BYTE))
         else:
-            augmentations = [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+            augmentations = [ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
         return {
             "is_train": is_train,
             "augmentations": augmentations,
@@ -128,6 +135,32 @@ class SegmentationMapper:
             return table.apply(raw_label)
         except ValueError as error:
             raise ValueError(f"{dataset_dict['sem_seg_file_name']}: {error}") from error
+
+
+class ShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's resizing, which gives a very thin image a side of 0 pixels; here each side keeps at least one."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        if min(height, width) * self.max_size >= max(height, width):
+            return super().get_transform(image)
+        scale = self.max_size / max(height, width)
+        return T.ResizeTransform(height, width, *(max(1, round(side * scale)) for side in (height, width)), self.interp)
+
+
+def _crop_size(cfg: CfgNode) -> tuple[int, int]:
+    """Height and width of INPUT.CROP.
+
+    Raises:
+        ValueError: they are no positive whole numbers, or another kind of crop is asked for.
+    """
+    size = tuple(cfg.INPUT.CROP.SIZE)
+    if cfg.INPUT.CROP.TYPE != "absolute" or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(
+            f"INPUT.CROP.TYPE {cfg.INPUT.CROP.TYPE!r} with SIZE {list(size)} is not supported: use TYPE 'absolute' and SIZE "
+            "[height, width] in pixels"
+        )
+    return size[0], size[1]
 
 
 def _to_planes(label: np.ndarray) -> np.ndarray:

@@ -6,18 +6,18 @@ Shapes: Q proposals, K classes of the vocabulary, (H, W) an image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 from torch import Tensor
 
 from ..class_split import ClassSplit
 from ..images import ImageArray
 from ..predictor import Predictor
+from .mapper import ShortestEdge
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +61,11 @@ class Segmentation:
 class SegmentationPredictor(Predictor[Segmentation]):
     """Calls take ``scores=True`` for the scores of all classes, K times as much memory as the label map's."""
 
+    options: ClassVar[tuple[str, ...]] = ("scores",)
+
     def __init__(self, cfg: CfgNode, batch_size: int | None = None) -> None:
         super().__init__(cfg, batch_size)
-        self._resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self._resize = ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
     def model_input(self, image: ImageArray) -> dict[str, Any]:
         """BGR (H, W, 3) -> ``image`` (3, h, w) float in the model's channel order and test size, ``height``, ``width``."""
@@ -76,8 +78,8 @@ class SegmentationPredictor(Predictor[Segmentation]):
             "width": width,
         }
 
-    def results(self, inputs: list[dict[str, Any]], vocabulary: ClassSplit, *, scores: bool = False) -> list[Segmentation]:
-        return [segmentation_of(output, vocabulary, scores=scores) for output in self.model(inputs)]
+    def results(self, inputs: list[dict[str, Any]], vocabulary: ClassSplit, wanted: frozenset[str]) -> list[Segmentation]:
+        return [segmentation_of(output, vocabulary, scores="scores" in wanted) for output in self.model(inputs)]
 
 
 def segmentation_of(output: dict[str, Any], vocabulary: ClassSplit, *, scores: bool) -> Segmentation:

@@ -21,7 +21,7 @@ def small_vit(act_layer=QuickGELU):
 def test_trunk_and_decoder_without_bias_equal_open_clip(act_layer, num_layers):
     vit = small_vit(act_layer)
     trunk = ClipImageEncoder(vit, num_layers=num_layers, tap=1)
-    decoder = SemanticDecoder(vit, num_layers=4 - num_layers)
+    decoder = SemanticDecoder(visual=vit, num_layers=4 - num_layers)
     images = torch.randn(2, 3, 32, 32)
     z_clip, tokens = trunk(images)
     features = decoder(tokens, torch.zeros(2, 1, 3, 4, 4), (4, 4))
@@ -33,7 +33,7 @@ def test_trunk_and_decoder_without_bias_equal_open_clip(act_layer, num_layers):
 
 def test_trunk_and_decoder_equal_encode_image_of_the_demo_clip(random_clip):
     trunk = ClipImageEncoder(random_clip.visual, num_layers=3, tap=1)
-    decoder = SemanticDecoder(random_clip.visual, num_layers=3)
+    decoder = SemanticDecoder(visual=random_clip.visual, num_layers=3)
     images = torch.randn(2, 3, 64, 64)
     features = decoder(trunk(images)[1], torch.zeros(2, 1, 1, 8, 8), (8, 8))[:, 0]
     with torch.no_grad():

@@ -44,13 +44,13 @@ def concatenated(vit, tokens, bias):
 @pytest.mark.parametrize("bias_heads", [1, HEADS])
 def test_equals_one_sequence_under_a_full_mask(vit, tokens, bias_heads):
     bias = 2 * torch.randn(2, bias_heads, 3, *GRID)
-    features = SemanticDecoder(vit, num_layers=2)(tokens, bias, GRID)
+    features = SemanticDecoder(visual=vit, num_layers=2)(tokens, bias, GRID)
     assert features.shape == (2, 3, 16)
     torch.testing.assert_close(features, concatenated(vit, tokens, bias), rtol=1e-4, atol=1e-5)
 
 
 def test_large_bias_on_one_patch_reads_that_patch(vit, tokens):
-    decoder = SemanticDecoder(vit, num_layers=1)
+    decoder = SemanticDecoder(visual=vit, num_layers=1)
     bias = torch.zeros(2, 1, LENGTH, LENGTH)
     bias[:, :, range(LENGTH), range(LENGTH)] = 1e4
     features = decoder(tokens, bias.unflatten(-1, GRID), GRID)
@@ -64,7 +64,7 @@ def test_large_bias_on_one_patch_reads_that_patch(vit, tokens):
 
 
 def test_proposals_do_not_see_one_another(vit, tokens):
-    decoder, bias = SemanticDecoder(vit, num_layers=2), torch.randn(2, 1, 5, *GRID)
+    decoder, bias = SemanticDecoder(visual=vit, num_layers=2), torch.randn(2, 1, 5, *GRID)
     together = decoder(tokens, bias, GRID)
     for proposal in range(5):
         torch.testing.assert_close(
@@ -75,13 +75,13 @@ def test_proposals_do_not_see_one_another(vit, tokens):
 
 
 def test_finer_bias_is_max_pooled_to_the_grid(vit, tokens):
-    decoder, fine = SemanticDecoder(vit, num_layers=1), torch.randn(2, 1, 3, 8, 8)
+    decoder, fine = SemanticDecoder(visual=vit, num_layers=1), torch.randn(2, 1, 3, 8, 8)
     coarse = fine.unflatten(3, (4, 2)).unflatten(5, (4, 2)).amax(dim=(4, 6))
     torch.testing.assert_close(decoder(tokens, fine, GRID), decoder(tokens, coarse, GRID))
 
 
 def test_gradient_reaches_bias_and_scale_and_not_clip(vit, tokens):
-    decoder = SemanticDecoder(vit, num_layers=2).train()
+    decoder = SemanticDecoder(visual=vit, num_layers=2).train()
     assert not decoder.blocks.training
     bias = torch.randn(2, 1, 3, *GRID, requires_grad=True)
     decoder(tokens, bias, GRID).square().sum().backward()
@@ -93,7 +93,7 @@ def test_gradient_reaches_bias_and_scale_and_not_clip(vit, tokens):
 
 def test_half_precision_with_infinite_mask_is_finite(vit, tokens):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        features = SemanticDecoder(vit, num_layers=2)(tokens, torch.randn(2, 1, 3, *GRID), GRID)
+        features = SemanticDecoder(visual=vit, num_layers=2)(tokens, torch.randn(2, 1, 3, *GRID), GRID)
     assert features.isfinite().all()
 
 

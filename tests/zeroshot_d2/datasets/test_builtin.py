@@ -1,6 +1,6 @@
-"""The papers' data sets: class lists, split lists, folders, counts, and the conversion of tiny releases."""
+"""The papers' data sets: class lists, split lists, folders, counts."""
 
-import json
+import csv
 import logging
 import os
 import re
@@ -8,36 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny_releases
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
-from scipy.io import savemat
-from tiny_releases import prepare_script as script
+from tiny_releases import names_in_order
 
-from zeroshot_d2 import IGNORE_LABEL, read_label
 from zeroshot_d2.datasets.builtin import MULTILABEL_DATASETS, SEM_SEG_DATASETS, load_class_list
-from zeroshot_d2.datasets.preparation.jobs import run_jobs, save_label
-from zeroshot_d2.datasets.preparation.json_stream import stream_json_arrays
-from zeroshot_d2.images import read_label_image
-from zeroshot_d2.storage import whole_file
 
-REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    return tmp_path
-
-
-def names_in_order(dataset: str, record: dict) -> list[str | None]:
-    """Names of the label's stripes from left to right; None where it is ignored."""
-    meta = MetadataCatalog.get(dataset)
-    row = read_label(record["sem_seg_file_name"], meta.label_table)[0]
-    starts = np.flatnonzero(np.diff(row.astype(int), prepend=-1))
-    return [None if row[i] == IGNORE_LABEL else meta.stuff_classes[row[i]] for i in starts]
+REPOSITORY = Path(__file__).parents[3]
+SHARED = REPOSITORY.parent / "shared" / "data"
 
 
 # -------------------------------------------------------------------------------------------------- class lists
@@ -93,6 +72,33 @@ def test_an_unknown_list_is_named():
         load_class_list("ade")
 
 
+def test_multilabel_class_lists():
+    nus, images = load_class_list("nus_wide"), load_class_list("open_images_v4")
+    assert (len(nus.split.seen), len(nus.split.unseen)) == (925, 81) and nus.class_ids == nus.split.names
+    assert (len(images.split.seen), len(images.split.unseen)) == (7186, 400)
+    assert len(set(images.class_ids)) == 7586 and all(mid.startswith("/m/") for mid in images.class_ids)
+    assert all(text == text.strip() for text in (*images.split.names, *images.split.prompts))
+    collided = [k for k, name in enumerate(images.split.names) if name.startswith("Snowshoe (")]
+    assert len(collided) == 2 and {images.split.prompts[k] for k in collided} == {"Snowshoe"}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the official lists are not there")
+def test_class_lists_against_the_official_files():
+    tags = (SHARED / "nus_wide/TagList1k.txt").read_text().split()
+    concepts = (SHARED / "nus_wide/Concepts81.txt").read_text().split()
+    split = load_class_list("nus_wide").split
+    assert split.unseen == tuple(concepts) and split.seen == tuple(t for t in tags if t not in set(concepts))
+    folder = SHARED / "open_images_v4"
+    with open(folder / "class-descriptions.csv", encoding="utf-8", newline="") as file:
+        description = dict(csv.reader(file))
+    trainable = (folder / "classes-trainable.txt").read_text().split()
+    candidates = (folder / "unseen_labels.txt").read_text().split()
+    top = [candidates[int(k)] for k in (folder / "top_400_unseen.csv").read_text(encoding="utf-8-sig").split()]
+    content = load_class_list("open_images_v4")
+    assert content.class_ids == (*trainable, *top) and not set(trainable) & set(top)
+    assert content.split.prompts == tuple(description[mid].strip() for mid in content.class_ids)
+
+
 # ------------------------------------------------------------------------------------------------- registration
 def test_every_view_has_its_vocabulary_and_protocol():
     expected = {"train_seen": "supervised", "train_all": "supervised", "val": "GZS3", "val_unseen": "ZS3"}
@@ -114,6 +120,20 @@ def test_every_view_has_its_vocabulary_and_protocol():
     for name in ("pascal_context_459_val", "ade20k_150_val", "ade20k_847_val", "voc2012_val_cross_dataset"):
         meta = MetadataCatalog.get(name)
         assert meta.protocol == "cross-dataset" and meta.class_split.unseen == ()
+
+
+def test_multilabel_vocabularies():
+    sizes = {d.name: len(MetadataCatalog.get(d.name).class_split) for d in MULTILABEL_DATASETS}
+    assert sizes == {
+        "nus_wide_train": 925,
+        "nus_wide_test": 1006,
+        "nus_wide_81_train": 81,
+        "nus_wide_81_test": 81,
+        "open_images_v4_train": 7186,
+        "open_images_v4_val": 7586,
+        "open_images_v4_test": 7586,
+    }
+    assert MetadataCatalog.get("open_images_v4_test").protocol == "GZSL"
 
 
 def test_readme_has_every_name_with_count_classes_and_protocol():
@@ -161,7 +181,7 @@ def test_missing_folders_say_where_they_were_looked_for(root):
     with pytest.raises(FileNotFoundError, match=r"trainaug\.txt .*this makes it: ls SegmentationClassAug"):
         DatasetCatalog.get("voc2012_train_seen")
     (root / "VOCdevkit/VOC2010/JPEGImages").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"made by `python datasets/prepare_pascal_context.py`"):
+    with pytest.raises(FileNotFoundError, match=r"made by `python -m zeroshot_d2 datasets prepare pascal_context`"):
         DatasetCatalog.get("pascal_context_59_val")
 
 
@@ -190,160 +210,6 @@ def test_voc_with_palette_labels_and_both_kinds_of_list(root):
     assert names_in_order("voc2012_train_seen", first) == [None, "person", None]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_context_59(root, workers, capsys):
-    voc = tiny_releases.pascal_context_json(root)
-    script("prepare_pascal_context").convert(voc / "trainval_merged.json", voc / "pascal_context_59", workers)
-    assert "1 segments of 1 categories outside the 59" in capsys.readouterr().out
-    first, second = DatasetCatalog.get("pascal_context_59_train_all")
-    assert names_in_order("pascal_context_59_train_all", first) == ["aeroplane", "sky"]
-    assert names_in_order("pascal_context_59_train_all", second) == ["car", None]
-    assert names_in_order("pascal_context_59_train_seen", first) == [None, "sky"]
-    (val,) = DatasetCatalog.get("pascal_context_59_val")
-    assert names_in_order("pascal_context_59_val", val) == ["dog", None]
-
-
-def test_context_59_continues_and_rejects_a_wrong_size(root):
-    voc, prepare = tiny_releases.pascal_context_json(root), script("prepare_pascal_context")
-    output = voc / "pascal_context_59"
-    save_label(output / "labels/2008_000002.png", np.full((4, 6), 7))
-    prepare.convert(voc / "trainval_merged.json", output)
-    assert read_label_image(output / "labels/2008_000002.png").max() == 7  # was there: not done again
-    content = json.loads((voc / "trainval_merged.json").read_text())
-    content["annos_segmentation"][2]["segmentation"] = {"size": [3, 3], "counts": [0, 9]}
-    (voc / "trainval_merged.json").write_text(json.dumps(content))
-    (output / "labels/2008_000003.png").unlink()
-    with pytest.raises(ValueError, match="2008_000003: a mask of"):
-        prepare.convert(voc / "trainval_merged.json", output)
-
-
-def test_context_59_without_or_with_half_a_json(root):
-    prepare = script("prepare_pascal_context")
-    with pytest.raises(FileNotFoundError, match="trainval_merged.json not found"):
-        prepare.convert(root / "trainval_merged.json", root / "out")
-    voc = tiny_releases.pascal_context_json(root)
-    text = (voc / "trainval_merged.json").read_text()
-    (voc / "trainval_merged.json").write_text(text[: len(text) // 2])
-    with pytest.raises(ValueError, match="ends in the middle"):
-        prepare.convert(voc / "trainval_merged.json", root / "out")
-    assert not (root / "out").exists()
-
-
-def test_context_459(root):
-    tiny_releases.pascal_context_459(root)
-    (record,) = DatasetCatalog.get("pascal_context_459_val")
-    assert names_in_order("pascal_context_459_val", record) == [None, "accordion", "wool", "plume"]
-
-
-def test_context_459_downloads_that_are_wrong(root):
-    voc, prepare = tiny_releases.pascal_context_json(root), script("prepare_pascal_context_459")
-    arguments = voc / "trainval", voc / "trainval_merged.json", voc / "pascal_context_459"
-    with pytest.raises(FileNotFoundError, match="the folder of the .mat files not found"):
-        prepare.convert(*arguments)
-    (voc / "trainval").mkdir()
-    savemat(voc / "trainval/2008_000003.mat", {"LabelMap": np.ones((2, 2), dtype=np.uint16)})
-    with pytest.raises(FileNotFoundError, match=r"2 of 3 label files are missing.*2008_000002\.mat"):
-        prepare.convert(*arguments)
-    (voc / "trainval_merged.json").unlink()
-    with pytest.raises(FileNotFoundError, match="trainval_merged.json not found"):
-        prepare.convert(*arguments)
-
-
-def test_context_459_damaged_files_are_named(root):
-    prepare = script("prepare_pascal_context_459")
-    savemat(root / "a.mat", {"Other": np.zeros((2, 2))})
-    with pytest.raises(ValueError, match="a.mat has no LabelMap"):
-        prepare.rewrite((root / "a.mat", root / "a.png"))
-    savemat(root / "a.mat", {"LabelMap": np.full((2, 2), 460)})
-    with pytest.raises(ValueError, match="460 is larger"):
-        prepare.rewrite((root / "a.mat", root / "a.png"))
-    (root / "a.mat").write_bytes((root / "a.mat").read_bytes()[:150])
-    with pytest.raises(ValueError, match="a.mat is unreadable or truncated"):
-        prepare.rewrite((root / "a.mat", root / "a.png"))
-
-
 def test_ade_150_as_released(root):
     tiny_releases.ade20k_150(root)
     assert names_in_order("ade20k_150_val", DatasetCatalog.get("ade20k_150_val")[0]) == [None, "wall", "flag"]
-
-
-def test_ade_847_from_colour_coded_segmentations(root):
-    tiny_releases.ade20k_847(root)
-    (record,) = DatasetCatalog.get("ade20k_847_val")
-    assert names_in_order("ade20k_847_val", record) == ["wall", "building", None]
-    with Image.open(record["file_name"]) as image:
-        assert image.size == (tiny_releases.WIDTH // 2, tiny_releases.HEIGHT // 2)
-        assert read_label_image(record["sem_seg_file_name"]).shape == image.size[::-1]
-    release = root / "ADE20K_2021_17_01"
-    with pytest.raises(FileNotFoundError, match="no image found below"):
-        script("prepare_ade20k_847").convert(release, release / "ade20k_847", "training")
-
-
-def test_ade_847_missing_segmentation_is_named(root):
-    tiny_releases.save_photo(root / "x.jpg")
-    with pytest.raises(ValueError, match="x.jpg or its _seg.png"):
-        script("prepare_ade20k_847").rewrite((root / "x.jpg", root / "o.jpg", root / "o.png", 0))
-
-
-# -------------------------------------------------------------------------------------------------- preparation
-def test_a_half_written_file_never_gets_the_final_name(tmp_path):
-    class Interrupted(Exception):
-        pass
-
-    with pytest.raises(Interrupted), whole_file(tmp_path / "sub" / "x.txt") as temporary:
-        Path(temporary).write_text("half")
-        raise Interrupted
-    assert list((tmp_path / "sub").iterdir()) == []
-    with whole_file(tmp_path / "x.txt") as temporary:
-        Path(temporary).write_text("whole")
-    assert (tmp_path / "x.txt").read_text() == "whole"
-
-
-def test_labels_are_8_or_16_bit(tmp_path):
-    for values, mode in (([[0, 255]], "L"), ([[0, 256]], "I;16")):
-        save_label(tmp_path / "x.png", np.array(values))
-        with Image.open(tmp_path / "x.png") as image:
-            assert image.mode == mode
-            np.testing.assert_array_equal(np.asarray(image), values)
-    with pytest.raises(ValueError, match="65536"):
-        save_label(tmp_path / "x.png", np.array([[65536]]))
-
-
-def _fail_on_three(job: int) -> None:
-    if job == 3:
-        raise ValueError("job three is damaged")
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_in_a_job_is_not_swallowed(workers):
-    run_jobs(_fail_on_three, [1, 2], workers, "test")
-    with pytest.raises(ValueError, match="job three"):
-        run_jobs(_fail_on_three, list(range(20)), workers, "test")
-    with pytest.raises(ValueError, match="got 0"):
-        run_jobs(_fail_on_three, [1], 0, "test")
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_streamed_json_equals_parsed_json(tmp_path, chunk):
-    content = {
-        "info": {"text": 'a "quoted" [bracket], {brace} and \\', "n": -1.5e3},
-        "a": [{"x": [1, 2, {"y": "é"}]}, 12345, -0.25, "z", None, True, []],
-        "empty": [],
-        "last": 12,
-    }
-    (tmp_path / "x.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    assert [e for _, e in stream_json_arrays(tmp_path / "x.json", ("a", "empty"), chunk)] == content["a"]
-
-
-def test_bad_json_is_named(tmp_path):
-    (tmp_path / "x.json").write_text('{"a": [1, 2')
-    with pytest.raises(ValueError, match="ends in the middle"):
-        list(stream_json_arrays(tmp_path / "x.json", ("a",)))
-    (tmp_path / "x.json").write_text('{"a": [1]}')
-    with pytest.raises(ValueError, match=r"no array \['b'\]; it has \['a'\]"):
-        list(stream_json_arrays(tmp_path / "x.json", ("b",)))
-    (tmp_path / "x.json").write_text("[1]")
-    with pytest.raises(ValueError, match="no JSON object"):
-        list(stream_json_arrays(tmp_path / "x.json", ("b",)))
-    with pytest.raises(FileNotFoundError, match="gone.json"):
-        list(stream_json_arrays(tmp_path / "gone.json", ("b",)))

@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zeroshot_d2 import demo_world, pretrain_demo_clip
+from zeroshot_d2 import demo_world
 from zeroshot_d2.clip.loader import DEMO_CLIP_BPE, DEMO_CLIP_CONFIG, DEMO_CLIP_NAME, create_clip, get_tokenizer
 from zeroshot_d2.clip.text import TEMPLATES
+from zeroshot_d2.demo_world import pretrain
 from zeroshot_d2.demo_world.pretrain import (
     FACT_INDEX,
     FACTS,
@@ -107,7 +108,7 @@ def test_initialisation_is_openais():
 
 def test_batches_are_repeatable_and_start_with_single_tiles():
     def first(start):
-        return next(iter(pretrain_demo_clip._Captions(5, 8, single_until=2, start=start)))
+        return next(iter(pretrain._Captions(5, 8, single_until=2, start=start)))
 
     images, captions, held, stated = first(0)
     assert images.shape == (8, 64, 64, 3) and len(captions) == 8
@@ -128,8 +129,8 @@ def test_a_few_steps_lower_the_loss(monkeypatch):
         losses.append(loss.item())
         return loss
 
-    monkeypatch.setattr(pretrain_demo_clip, "contrastive_loss", recorded)
-    clip = pretrain_demo_clip.train(
+    monkeypatch.setattr(pretrain, "contrastive_loss", recorded)
+    clip = pretrain.train(
         steps=25, batch_size=16, seed=0, learning_rate=1e-3, weight_decay=0.05, single_share=1.0, workers=0
     )
     assert len(losses) == 25 and not clip.training
@@ -142,3 +143,13 @@ def test_the_bundled_clip_knows_single_tiles_of_unseen_classes():
     assert accuracy["seen"] > 70 and accuracy["unseen"] > 60
     chance = single_tile_accuracy(create_clip(DEMO_CLIP_NAME, ""), seed=6, num_images=80)
     assert chance["seen"] < 20
+
+
+def test_the_command_writes_a_whole_file(tmp_path, monkeypatch):
+    clip = create_clip(DEMO_CLIP_NAME, "")
+    monkeypatch.setattr(pretrain, "train", lambda **arguments: clip)
+    monkeypatch.setattr(pretrain, "single_tile_accuracy", lambda clip, **arguments: {})
+    pretrain.main(["--output", str(tmp_path / "new/clip.safetensors"), "--steps", "1"])
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["clip.safetensors"]
+    loaded = create_clip(DEMO_CLIP_NAME, str(tmp_path / "new/clip.safetensors"))
+    assert all(torch.equal(value, clip.state_dict()[name]) for name, value in loaded.state_dict().items())

@@ -1,6 +1,8 @@
-"""AP and P, R, F1 at K by hand, against loops over images, in both forms of labels; ties, order, batches."""
+"""The evaluator by hand and against loops over images, in both forms of labels; ties, order, batches, processes."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from zeroshot_d2 import ClassSplit
 from zeroshot_d2.multilabel.evaluation import MultiLabelEvaluator, format_multilabel_table
-from zeroshot_d2.multilabel.ranking import average_precision, hits_at, precision_recall_f1, ranked
 from zeroshot_d2.multilabel.registration import register_multilabel
-from zeroshot_d2.multilabel.score_file import ScoreFile
 
 NAMES = ["cat", "dog", "cow", "pig"]
 SPLIT = ClassSplit(NAMES, unseen=["dog", "pig"])
@@ -61,51 +61,6 @@ def labels_from(signs, names=NAMES):
     return {f"{i}.jpg": {names[c]: int(s) for c, s in enumerate(row) if s} for i, row in enumerate(signs)}
 
 
-# ------------------------------------------------------------------------------------------------ pure functions
-def test_average_precision_by_hand():
-    # present at ranks 1, 3 and 4: (1/1 + 2/3 + 3/4) / 3
-    assert average_precision(np.array([1, 0, 1, 1, 0], dtype=bool)) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
-    assert math.isnan(average_precision(np.zeros(3, dtype=bool)))
-
-
-def test_ranked_orders_all_floats_and_puts_wrong_ones_first_among_equals():
-    scores = np.array([0.0, -1.0, np.inf, 1e-40, -np.inf, -0.0, 2.0, 2.0], dtype=np.float32)
-    positive = np.array([1, 0, 1, 0, 1, 0, 1, 0], dtype=bool)
-    flag = np.array([0, 0, 1, 1, 0, 1, 0, 1], dtype=bool)
-    ours, flags = ranked(scores, positive, flag)
-    # inf, 2 (absent), 2 (present), 1e-40, -0 (absent), 0 (present), -1, -inf
-    assert ours.astype(int).tolist() == [1, 0, 1, 0, 0, 1, 0, 1]
-    assert flags.astype(int).tolist() == [1, 1, 0, 1, 1, 0, 0, 0]
-
-
-def test_hits_are_those_of_the_whole_ranking():
-    rng = np.random.default_rng(4)
-    scores = rng.choice([-np.inf, -1, -0.0, 0, 0.5, np.inf], size=(200, 9)).astype(np.float32)  # ties wherever K cuts
-    positive = rng.random(scores.shape) < 0.4
-    expected = np.stack([ranked(scores, positive)[0][:, :k].sum(axis=1) for k in (3, 1, 9)], axis=1)
-    np.testing.assert_array_equal(hits_at(scores, positive, (3, 1, 9)), expected)
-
-
-def test_precision_recall_f1_by_hand():
-    assert precision_recall_f1(hits=3, images=2, positives=5, k=3) == pytest.approx((50, 60, 2 * 50 * 60 / 110))
-    assert precision_recall_f1(0, 2, 0, 3) == (0, None, None)
-    assert precision_recall_f1(0, 0, 0, 3) == (None, None, None)
-
-
-def test_score_file_gives_columns_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("epsilon_d2.evaluation._ROWS_PER_CHUNK", 4)
-    scores = np.random.default_rng(0).random((11, 5), dtype=np.float32)
-    file = ScoreFile(5, str(tmp_path))
-    for rows in np.split(scores, [3, 4, 9]):
-        file.add(rows)
-    for start, stop in ((0, 5), (1, 3), (4, 5)):
-        np.testing.assert_array_equal(file.columns(start, stop), scores[:, start:stop].T)
-    file.add(scores[:2])
-    np.testing.assert_array_equal(file.columns(2, 3)[0], [*scores[:, 2], *scores[:2, 2]])
-    file.close()
-
-
-# ----------------------------------------------------------------------------------------------------- evaluator
 def test_gzsl_by_hand(register):
     #            cat dog cow pig
     scores = [[0.9, 0.2, 0.8, 0.1], [0.1, 0.9, 0.2, 0.3], [0.5, 0.6, 0.1, 0.7]]
@@ -186,6 +141,43 @@ def test_order_of_images_and_classes_and_batches_do_not_matter(register):
     )
 
 
+def _evaluate_half(rank: int, world: int, folder: str) -> None:
+    """One of two processes: takes every second image, then evaluates together with the other."""
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    comm.create_local_process_group(world)
+    signs, scores = np.load(Path(folder) / "signs.npy"), np.load(Path(folder) / "scores.npy")
+    found = {}
+    for complete in (True, False):
+        name = f"test_two_processes_{complete}"
+        register_multilabel(name, SPLIT, "", labels_from(signs), complete=complete)
+        evaluator = MultiLabelEvaluator(name, top_k=(1, 2))
+        records = list(DatasetCatalog.get(name))
+        for index in range(rank, len(records), world):
+            evaluator.process([records[index]], [{"scores": torch.from_numpy(scores[index])}])
+        found[str(complete)] = evaluator.evaluate()
+    if rank == 0:
+        (Path(folder) / "results.json").write_text(json.dumps(found))
+    else:
+        assert found == {"True": None, "False": None}
+    dist.destroy_process_group()
+
+
+def test_two_processes_add_up(tmp_path, register):
+    rng = np.random.default_rng(5)
+    signs, scores = rng.choice([-1, 0, 1], size=(9, 4)), rng.random((9, 4), dtype=np.float32)
+    np.save(tmp_path / "signs.npy", signs)
+    np.save(tmp_path / "scores.npy", scores)
+    torch.multiprocessing.spawn(_evaluate_half, args=(2, str(tmp_path)), nprocs=2)
+    together = json.loads((tmp_path / "results.json").read_text())
+    for complete in (True, False):
+        name = f"test_alone_{complete}"
+        inputs = register(labels_from(signs), name=name, complete=complete)
+        assert together[str(complete)]["multilabel"] == json.loads(json.dumps(run(inputs, scores, name)))
+
+
 def test_reset_and_an_empty_data_set(register):
     inputs = register({"a.jpg": ["cat"], "b.jpg": ["dog"]})
     evaluator = MultiLabelEvaluator("test_multilabel", top_k=(1,), distributed=False)
@@ -210,7 +202,9 @@ def test_the_table_names_task_image_set_and_counts(register):
     assert "mAP, none = 0" in table and "F1@2" in table and "1 of 2" in table
 
 
-# ------------------------------------------------------------------------------------------------------- errors
+# ---- errors ----
+
+
 def test_k_beyond_the_classes(register):
     register({"a.jpg": ["cat"]})
     with pytest.raises(ValueError, match=r"TOP_K \[3\] is not within the 2 classes that are ranked for ZSL"):

@@ -1,5 +1,7 @@
 """The mapper: squares, augmentation, sparse labels, and files that cannot be read."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from zeroshot_d2 import ClassSplit
+from zeroshot_d2.images import UnreadableImage
 from zeroshot_d2.multilabel.mapper import MultiLabelMapper
 from zeroshot_d2.multilabel.registration import register_multilabel
 
@@ -32,7 +35,7 @@ def test_testing_squeezes_the_whole_image(epsilon_cfg, record):
 
 
 def test_training_crops_and_flips(epsilon_cfg, record):
-    mapper = MultiLabelMapper(epsilon_cfg("MODEL.EPSILON.CROP_SCALE", (0.3, 0.5)), is_train=True)
+    mapper = MultiLabelMapper(epsilon_cfg("INPUT.CROP_SCALE", (0.3, 0.5)), is_train=True)
     torch.manual_seed(0)
     images = [mapper(record)["image"] for _ in range(20)]
     assert all(image.shape == (3, 64, 64) for image in images)
@@ -54,19 +57,22 @@ def test_bgr(epsilon_cfg, record):
     assert image[2].max() > 240 and image[0].max() == 0
 
 
-def test_unreadable_images_are_named_or_skipped(epsilon_cfg, record, tmp_path, caplog):
+@pytest.mark.parametrize(("name", "error"), [("broken.png", UnreadableImage), ("absent.png", FileNotFoundError)])
+def test_unreadable_images_are_named_or_skipped(epsilon_cfg, record, tmp_path, caplog, name, error):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
-    for name, skip in (("broken.png", False), ("absent.png", False), ("broken.png", True), ("absent.png", True)):
-        cfg = epsilon_cfg("INPUT.SKIP_UNREADABLE", skip)
-        broken = {**record, "file_name": str(tmp_path / name)}
-        if skip:
-            assert MultiLabelMapper(cfg, is_train=True)(broken) is None
-            assert name in caplog.text
-        else:
-            with pytest.raises(OSError, match=f"cannot read the image .*{name}"):
-                MultiLabelMapper(cfg, is_train=True)(broken)
-        with pytest.raises(OSError, match="cannot read the image"):
-            MultiLabelMapper(cfg, is_train=False)(broken)  # evaluation never skips
+    broken = {**record, "file_name": str(tmp_path / name)}
+    with pytest.raises(error, match=rf"image .*{name}"):
+        MultiLabelMapper(epsilon_cfg(), is_train=True)(broken)
+    skipping = epsilon_cfg("INPUT.SKIP_UNREADABLE", True)
+    assert MultiLabelMapper(skipping, is_train=True)(broken) is None and name in caplog.text
+    with pytest.raises(error, match=rf"image .*{name}"):
+        MultiLabelMapper(skipping, is_train=False)(broken)  # evaluation never skips
+
+
+def test_too_large_images_are_refused(epsilon_cfg, record):
+    assert MultiLabelMapper(epsilon_cfg("INPUT.MAX_PIXELS", 3600), is_train=False)(record) is not None
+    with pytest.raises(UnreadableImage, match=r"a\.png has 90 x 40 pixels, more than 3,599"):
+        MultiLabelMapper(epsilon_cfg("INPUT.MAX_PIXELS", 3599), is_train=False)(record)
 
 
 @pytest.mark.parametrize("key", ["positive_labels", "negative_labels"])
@@ -84,4 +90,17 @@ def test_training_needs_labels(epsilon_cfg, record):
 
 def test_crop_scale_is_checked(epsilon_cfg):
     with pytest.raises(ValueError, match="CROP_SCALE must be shares"):
-        MultiLabelMapper(epsilon_cfg("MODEL.EPSILON.CROP_SCALE", (0.0, 1.0)), is_train=True)
+        MultiLabelMapper(epsilon_cfg("INPUT.CROP_SCALE", (0.0, 1.0)), is_train=True)
+
+
+def test_workers_need_not_know_the_data_set(epsilon_cfg, record):
+    mapper = MultiLabelMapper(epsilon_cfg("DATASETS.TRAIN", ("mapper_test",)), is_train=True)
+    split = MetadataCatalog.get("mapper_test").class_split
+    try:
+        MetadataCatalog.remove("mapper_test")
+        copied = pickle.loads(pickle.dumps(mapper))
+        assert copied(record)["positive_labels"].tolist() == [0]
+        with pytest.raises(ValueError, match="among the 2 classes"):
+            copied({**record, "positive_labels": np.array([2])})
+    finally:
+        MetadataCatalog.get("mapper_test").set(class_split=split)

@@ -70,7 +70,9 @@ def evaluate(tmp_path: Path) -> Iterator[Evaluate]:
         for i, truth in enumerate(truths):
             path = tmp_path / f"{i}.png"
             Image.fromarray(truth.astype(np.uint8)).save(path)
-            records.append({"file_name": f"{i}.jpg", "sem_seg_file_name": str(path), "image_id": i})
+            photo = path.with_suffix(".jpg")
+            Image.new("RGB", truth.shape[::-1]).save(photo)
+            records.append({"file_name": str(photo), "sem_seg_file_name": str(path), "image_id": i})
         register_sem_seg(NAME, SPLIT, load=lambda: records, **arguments)
         evaluator = ZeroShotSemSegEvaluator(NAME, distributed=False)
         for record, prediction in zip(records, predictions, strict=True):

@@ -1,5 +1,7 @@
 """Dataset dicts to model inputs: augmentation of image and labels together, and files that cannot be read."""
 
+import pickle
+import re
 import zlib
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from zeroshot_d2 import IGNORE_LABEL, ClassSplit, register_sem_seg
+from zeroshot_d2.images import UnreadableImage
 from zeroshot_d2.segmentation.mapper import SegmentationMapper, _from_planes, _to_planes
 
 NAME = "test_mapper_dataset"
@@ -123,7 +126,7 @@ def overwrite(path):
 @pytest.mark.parametrize("damage", [truncate, break_chunk, overwrite])
 def test_broken_files_are_named_or_skipped(record, mapper, key, damage):
     damage(record[key])
-    with pytest.raises((OSError, ValueError), match=record[key].replace("\\", "\\\\")):
+    with pytest.raises(UnreadableImage, match=re.escape(record[key])):
         mapper()(record)
     assert mapper(True, "INPUT.SKIP_UNREADABLE", True)(record) is None
 
@@ -131,15 +134,46 @@ def test_broken_files_are_named_or_skipped(record, mapper, key, damage):
 @pytest.mark.parametrize("key", ["file_name", "sem_seg_file_name"])
 def test_missing_files_are_named_or_skipped(record, mapper, key):
     record[key] = "/nowhere/b.png"
-    with pytest.raises(OSError, match="/nowhere/b.png"):
+    with pytest.raises(FileNotFoundError, match="/nowhere/b.png"):
         mapper()(record)
     assert mapper(True, "INPUT.SKIP_UNREADABLE", True)(record) is None
 
 
 def test_evaluation_never_skips(record, mapper):
     truncate(record["file_name"])
-    with pytest.raises(OSError, match=record["file_name"]):
+    with pytest.raises(UnreadableImage, match=re.escape(record["file_name"])):
         mapper(False, "INPUT.SKIP_UNREADABLE", True)(record)
+
+
+@pytest.mark.parametrize("is_train", [False, True])
+def test_too_large_files_are_refused(record, mapper, is_train):
+    assert mapper(is_train, "INPUT.MAX_PIXELS", H * W)(record) is not None
+    with pytest.raises(UnreadableImage, match=r"a\.png has 32 x 24 pixels, more than 767: .*INPUT\.MAX_PIXELS"):
+        mapper(is_train, "INPUT.MAX_PIXELS", H * W - 1)(record)
+    assert mapper(True, "INPUT.MAX_PIXELS", H * W - 1, "INPUT.SKIP_UNREADABLE", True)(record) is None
+
+
+def test_a_photo_and_its_labels_are_turned_upright_together(record, mapper, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(record["file_name"]) as image:
+        image.save(tmp_path / "turned.png", exif=exif)
+    out = mapper(True, "INPUT.RANDOM_FLIP", "none")({**record, "file_name": str(tmp_path / "turned.png")})
+    assert out["image"].shape == (3, W, H) and out["sem_seg"].shape == (W, H) and (out["height"], out["width"]) == (W, H)
+    value = torch.tensor([0, IGNORE_LABEL, 1, IGNORE_LABEL])[(out["image"][0].float() / 50).round().long()]
+    assert torch.equal(value, out["sem_seg"]) and value[0, 0] == 1  # the lower left corner comes to the upper left
+
+
+def test_workers_need_not_know_the_data_set(record, mapper):
+    """A mapper for training brings the tables of its data sets, as to a worker that was started anew."""
+    training = mapper(True, "DATASETS.TRAIN", (NAME,), "INPUT.RANDOM_FLIP", "none")
+    expected = training(record)["sem_seg"]
+    split = MetadataCatalog.get(NAME).class_split
+    try:
+        MetadataCatalog.remove(NAME)
+        assert torch.equal(pickle.loads(pickle.dumps(training))(record)["sem_seg"], expected)
+    finally:
+        MetadataCatalog.get(NAME).set(class_split=split)
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -1,4 +1,4 @@
-"""Pictures by hand: colours, names and their places, bars, curves, and which proposals count as changed."""
+"""The task's pictures by hand: colours, names and their places, comparisons and bars."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from alignzeg_d2.pictures.corrections import Correction, changed_proposals, class_under_mask, corrections_figure
-from alignzeg_d2.pictures.gamma import gamma_figure
-from alignzeg_d2.pictures.tsne import EmbeddedFeatures, tsne_figure
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.pictures.style import UNSEEN_COLOR, save_figure
+from zeroshot_d2.segmentation.iou_bars import class_iou_figure, unseen_iou_figure
 from zeroshot_d2.segmentation.pictures import (
     Comparison,
     blend_labels,
-    class_iou_figure,
     comparison_figure,
     label_figure,
-    unseen_iou_figure,
 )
 
 SPLIT = ClassSplit(("cat", "dog", "very long name of a cow"), unseen=("dog",))
@@ -184,111 +179,6 @@ def test_many_classes_stand_in_columns_of_one_scale():
     assert labels == [f"★ {name}" for name in names[:2]] + names[2:]
     assert figure.axes[0].get_yticklabels()[2].get_color() != UNSEEN_COLOR
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Ours (mean 44.5)"]
-
-
-def test_tsne_marks_unseen_classes_and_prototypes():
-    positions = np.arange(12.0).reshape(6, 2)
-    panel = EmbeddedFeatures(positions, np.array([0, 0, 1, 1, 2, 1]), {1: np.array([50.0, 60.0])}, "a note")
-    figure = tsne_figure({"Baseline": panel, "Ours": panel}, SPLIT)
-    assert [axes.get_title() for axes in figure.axes] == ["Baseline", "Ours"]
-    drawn = [collection.get_offsets().tolist() for collection in figure.axes[0].collections]
-    assert sorted(map(len, drawn)) == [1, 1, 2, 3] and [[50.0, 60.0]] in drawn
-    assert figure.axes[0].get_xlabel() == "a note"
-    legend = figure.legends[0]
-    names = [text.get_text() for text in legend.get_texts()]
-    markers = dict(zip(names, [handle.get_marker() for handle in legend.legend_handles], strict=True))
-    assert markers == {"cat": "o", "very long name of a cow": "o", "dog (unseen)": "*", "text prototype": "X"}
-
-
-def test_tsne_refuses_more_classes_than_colours():
-    names = tuple(f"class {k}" for k in range(8))
-    with pytest.raises(ValueError, match="7 seen and as many unseen classes, got 8"):
-        tsne_figure({"Ours": EmbeddedFeatures(np.zeros((8, 2)), np.arange(8))}, ClassSplit(names))
-    with pytest.raises(ValueError, match="at least one panel"):
-        tsne_figure({}, SPLIT)
-
-
-def test_gamma_curves():
-    points = [
-        {"gamma": 0.3, "flagged": 40.0, "mIoU_seen": 50.0, "mIoU_unseen": 30.0, "hIoU": 37.5},
-        {"gamma": 1.0, "flagged": 0.0, "mIoU_seen": 52.0, "mIoU_unseen": None, "hIoU": None},
-    ]
-    axes = gamma_figure(points, gamma=0.3).axes[0]
-    curves = {line.get_label(): line for line in axes.lines}
-    assert curves["mIoU(S)"].get_ydata().tolist() == [50, 52]
-    assert curves["hIoU"].get_ydata()[0] == 37.5 and np.isnan(curves["hIoU"].get_ydata()[1])
-    assert list(curves["hIoU"].get_xdata()) == [0.3, 1.0]
-    assert any(line.get_linestyle() == "--" and list(line.get_xdata()) == [0.3, 0.3] for line in axes.lines)
-
-
-def test_gamma_curves_need_the_numbers_of_gzs3():
-    with pytest.raises(ValueError, match=r"mIoU_seen.*GZS3"):
-        gamma_figure([{"gamma": 0.3, "flagged": 1.0, "mIoU": 3.0}])
-    with pytest.raises(ValueError, match="at least one point"):
-        gamma_figure([])
-
-
-def proposals() -> dict[str, torch.Tensor]:
-    """Three proposals over cat, dog, cow, background; the second goes from cat to dog and the third from cow to dog."""
-    before = torch.tensor([[5.0, 1.0, 0.0, 0.0], [3.0, 2.0, 0.0, 0.0], [0.0, 1.0, 2.0, 4.0]])
-    after = before.clone()
-    after[1:, [0, 2]] = 0.0
-    masks = torch.full((3, 4, 6), -20.0)
-    masks[0, :, :3], masks[1, :, 3:], masks[2] = 20.0, 20.0, 20.0
-    return {
-        "class_logits": before,
-        "corrected_logits": after,
-        "class_indicator": torch.tensor([0.1, 0.9, 0.8]),
-        "mask_logits": masks,
-    }
-
-
-def test_changed_proposals_by_hand():
-    changed = changed_proposals(proposals())
-    assert [(p.index, p.before, p.after) for p in changed] == [(1, 0, 1), (2, 2, 1)]
-    assert changed[0].indicator == pytest.approx(0.9)
-    exps = np.exp([3.0, 2.0, 0.0, 0.0])
-    np.testing.assert_allclose(changed[0].probabilities_before, exps[:3] / exps.sum(), rtol=1e-5)
-    # the mask covers half of the image, and any class has 1 - P(background)
-    assert changed[0].weight == pytest.approx(0.5 * (1 - 1 / exps.sum()), rel=1e-5)
-    assert changed[1].weight < changed[0].weight  # twice the area, but mostly background
-
-
-def test_changed_proposals_without_background_in_the_softmax():
-    changed = changed_proposals(proposals(), background_in_softmax=False)
-    assert [p.index for p in changed] == [2, 1]  # now only the area counts
-    assert changed[0].weight == pytest.approx(1.0)
-
-
-def test_changed_proposals_need_an_indicator():
-    with pytest.raises(ValueError, match=r"PBC\.ENABLED"):
-        changed_proposals({**proposals(), "class_indicator": None})
-
-
-def test_class_under_a_mask(label):
-    mask = np.zeros((4, 6))
-    mask[:, 4:] = 1.0
-    assert class_under_mask(mask, label, 3) == 1
-    assert class_under_mask(1 - mask, label, 3) == 0
-    assert class_under_mask(mask, np.full((40, 60), IGNORED), 3) is None
-
-
-def test_corrections_show_the_best_classes_before_and_after(image):
-    (first, *_) = changed_proposals(proposals())
-    figure = corrections_figure([Correction(image, first, truth=1)], SPLIT, gamma=0.3, top=2)
-    _, before, after = figure.axes
-    assert [text.get_text() for text in before.get_yticklabels()] == ["cat", "★ dog"]
-    assert after.get_yticklabels()[0].get_text() == "★ dog"
-    assert [patch.get_width() for patch in before.patches] == pytest.approx(list(first.probabilities_before[:2]))
-    assert before.get_xlim() == after.get_xlim()  # bars can be compared
-    assert [("✓" in text.get_text()) for text in before.texts] == [False, True]
-    assert "0.90" in figure.axes[0].get_title() and "0.3" in figure.axes[0].get_title()
-    assert figure.axes[0].get_xlabel() == "truth: ★ dog"
-
-
-def test_corrections_need_a_row():
-    with pytest.raises(ValueError, match="at least one"):
-        corrections_figure([], SPLIT, gamma=0.3)
 
 
 def test_saved_as_png_of_the_wanted_resolution(image, label, tmp_path):

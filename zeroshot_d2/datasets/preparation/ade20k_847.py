@@ -24,7 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...cli import Parser
-from ...images import UnreadableImage, read_image, write_image
+from ...images import UnreadableImage, read_image, turned_with, write_image
 from ...storage import datasets_root
 from .jobs import run_jobs, save_label
 
@@ -49,9 +49,8 @@ def rewrite(job: Job) -> None:
     """Write one image and its label; the label last, since it marks the pair as done."""
     image_file, output_image, output_label, short_side = job
     try:
-        label = Image.fromarray(
-            class_indices(read_image(image_file.with_name(f"{image_file.stem}_seg.png"))).astype(np.int32)
-        )
+        indices = class_indices(read_image(image_file.with_name(f"{image_file.stem}_seg.png")))
+        label = Image.fromarray(turned_with(image_file, indices.astype(np.int32)))
         image = Image.fromarray(read_image(image_file))
     except (FileNotFoundError, UnreadableImage) as error:
         raise ValueError(f"{image_file} or its _seg.png is missing or damaged: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import TypeVar
@@ -37,13 +37,17 @@ def write_lists(folder: Path, parts: Mapping[str, Collection[str]]) -> None:
         print(f"{part}: {len(stems)} images")
 
 
-def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, title: str) -> Iterator[Result]:
+def map_jobs(
+    function: Callable[[Job], Result], jobs: Iterable[Job], workers: int, title: str, total: int | None = None
+) -> Iterator[Result]:
     """Run ``function`` on every job, in ``workers`` processes, with a progress bar; the first error ends it.
 
     Args:
         function: a module-level function.
-        jobs: its arguments.
+        jobs: its arguments; taken one by one, a few for each worker ahead.
         workers: number of processes; 1 runs in this one.
+        title: of the progress bar.
+        total: how many jobs there are, where ``jobs`` has no length.
 
     Yields:
         The results, in the order in which they are done.
@@ -53,7 +57,8 @@ def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    with tqdm(total=len(jobs), desc=title) as bar:
+    count = len(jobs) if isinstance(jobs, Sequence) else total
+    with tqdm(total=count, desc=title) as bar:
         if workers == 1:
             for job in jobs:
                 yield function(job)

@@ -1,0 +1,33 @@
+"""JSON that does not fit in memory: the same as the parsed whole, whatever is read at a time."""
+
+import json
+
+import pytest
+
+from zeroshot_d2.datasets.preparation.json_stream import stream_json_arrays
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_streamed_json_equals_parsed_json(tmp_path, chunk):
+    content = {
+        "info": {"text": 'a "quoted" [bracket], {brace} and \\', "n": -1.5e3},
+        "a": [{"x": [1, 2, {"y": "é"}]}, 12345, -0.25, "z", None, True, []],
+        "empty": [],
+        "last": 12,
+    }
+    (tmp_path / "x.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    assert [e for _, e in stream_json_arrays(tmp_path / "x.json", ("a", "empty"), chunk)] == content["a"]
+
+
+def test_bad_json_is_named(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": [1, 2')
+    with pytest.raises(ValueError, match="ends in the middle"):
+        list(stream_json_arrays(tmp_path / "x.json", ("a",)))
+    (tmp_path / "x.json").write_text('{"a": [1]}')
+    with pytest.raises(ValueError, match=r"no array \['b'\]; it has \['a'\]"):
+        list(stream_json_arrays(tmp_path / "x.json", ("b",)))
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(ValueError, match="no JSON object"):
+        list(stream_json_arrays(tmp_path / "x.json", ("b",)))
+    with pytest.raises(FileNotFoundError, match="gone.json"):
+        list(stream_json_arrays(tmp_path / "gone.json", ("b",)))
