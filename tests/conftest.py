@@ -175,10 +175,13 @@ def user_folder(alignzeg_checkpoint: Path, epsilon_checkpoint: Path, tmp_path_fa
     folder = tmp_path_factory.mktemp("user")
     for name in ("configs", "datasets", "docs", "notebooks", "train_net.py"):
         (folder / name).symlink_to(REPOSITORY / name)
-    for name, checkpoint in (("output/demo", alignzeg_checkpoint), ("output/demo/epsilon", epsilon_checkpoint)):
+    for system, name, checkpoint in (
+        ("alignzeg", "output/demo", alignzeg_checkpoint),
+        ("epsilon", "output/demo/epsilon", epsilon_checkpoint),
+    ):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        for file in ("model_final.pth", "config.yaml"):
-            (folder / name / file).symlink_to(checkpoint.with_name(file))
+        (folder / name / "model_final.pth").symlink_to(checkpoint)
+        (folder / name / "config.yaml").write_text(load_config(f"demo/{system}.yaml").dump())
     (folder / "photos").mkdir()
     for index, name in enumerate(("photos/a.jpg", "photos/b.png", "photo.jpg", "photo.png", "image.png")):
         Image.fromarray(render(7, index).image).resize((91, 64)).save(folder / name)

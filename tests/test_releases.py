@@ -44,6 +44,7 @@ def build(demo_cfg: Callable[..., CfgNode], output: Path, train: str, *test: str
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["train_seen", "train_all"])
 @pytest.mark.parametrize(("release", "name"), WITH_A_SPLIT)
 def test_train_two_steps_and_evaluate(release, name, view, root, demo_cfg):
@@ -81,6 +82,7 @@ def test_a_tiny_release_has_no_faults_but_its_size(release, name, root, caplog):
 # ---- image-level labels ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("release", "train", "tests"),
     [

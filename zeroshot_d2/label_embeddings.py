@@ -116,7 +116,9 @@ def cached_embeddings(
                     return Embedded(torch.from_numpy(found), str(stored["note"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             logger.warning("the cache entry %s is damaged (%s): computed again", path, error)
-    embeddings = compute()
+    # Loading a text encoder draws random numbers. Whether the cache had an entry must not change what training draws next.
+    with torch.random.fork_rng(devices=[]):
+        embeddings = compute()
     try:
         with whole_file(path) as temporary:
             np.savez(temporary, key=np.array(key), embeddings=embeddings.vectors.numpy(), note=np.array(embeddings.note))

@@ -44,18 +44,20 @@ def photo(index: int, width: int = 64) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def folder_of_the_page(shared_folder):
-    """A folder with the files that docs/export.md speaks of, shared by all workers. The model is shallow and not trained,
-    and half of its proposals of a photo have a class indicator above the threshold."""
+    """A folder with the files that docs/export.md speaks of, shared by all workers. The model is shallow and not trained;
+    its proposals differ in mask and class, and half of those of a photo have a class indicator above the threshold."""
     folder = shared_folder / "export_alignzeg"
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             (folder / "output").mkdir(parents=True)
             Image.fromarray(photo(0, 91)[:53]).save(folder / "photo.png")
-            torch.manual_seed(0)
+            torch.manual_seed(1)
             cfg = load_config("demo/alignzeg.yaml", SHALLOW)
             model = AlignZeg(cfg).eval()
-            nn.init.normal_(model.classifier.phi_cls[-1].weight, std=0.1)
-            nn.init.normal_(model.class_indicator.layers[-1].weight, std=3.0)
+            for parameter in model.pixel_decoder.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+            model.semantic_decoder.bias_scale.data.fill_(20.0)
+            nn.init.normal_(model.class_indicator.layers[-1].weight, std=0.3)
             image = torch.tensor(photo(0)).permute(2, 0, 1)
             (found,) = model.inference([{"image": image}], proposals=True)
             median = found["proposals"]["class_indicator"].logit().median()

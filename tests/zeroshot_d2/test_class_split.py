@@ -1,6 +1,7 @@
 """ClassSplit: validation, masks, subsets, and what counts as trained on a foreign data set."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -79,3 +80,38 @@ def test_empty_subsets_and_a_string_of_trained_names_are_errors():
         ClassSplit(["cat"], ["cat"]).only_seen()
     with pytest.raises(ValueError, match="collection"):
         split().trained_mask("cat")
+
+
+def test_parts_of_a_vocabulary():
+    s = split()
+    assert s.restricted_to("all") is s
+    assert s.restricted_to("seen") == s.only_seen() and s.restricted_to("unseen") == s.only_unseen()
+    with pytest.raises(ValueError, match=r"vocabulary must be one of \('all', 'seen', 'unseen'\), got 'both'"):
+        s.restricted_to("both")
+
+
+def test_what_a_model_that_is_trained_on_it_knows():
+    assert split().texts == {"cat", "tvmonitor", "tv monitor", "television", "sheep"}
+
+
+def test_unseen_are_those_that_were_not_trained_and_those_that_are_called_so():
+    s = split()
+    assert s.with_unseen({"cat", "Television"}).unseen == ("tvmonitor", "sheep")  # the split's own stay unseen
+    assert ClassSplit(s.names).with_unseen({"cat", "sheep"}).unseen == ("tvmonitor",)
+    assert ClassSplit(s.names).with_unseen({"cat", "sheep"}, also=["cat"]).unseen == ("cat", "tvmonitor")
+    assert s.with_unseen(set()).names == s.names and s.with_unseen(set()).prompts == s.prompts
+    with pytest.raises(ValueError, match=r"unseen classes \['dog'\] are not in the vocabulary: cat, tvmonitor, sheep"):
+        s.with_unseen({"cat"}, also=["dog"])
+
+
+def test_a_split_goes_through_json():
+    s = ClassSplit(["sofa", "cat"], ["sofa"], ["sofa|divan", "cat"], ["couch", ""])
+    assert ClassSplit.from_dict(json.loads(json.dumps(s.to_dict()))) == s
+    content = s.to_dict()
+    del content["aliases"]
+    with pytest.raises(
+        ValueError, match=r"a stored vocabulary lacks \['aliases'\]; it has \['names', 'prompts', 'unseen'\]"
+    ):
+        ClassSplit.from_dict(content)
+    with pytest.raises(ValueError, match="more than once"):
+        ClassSplit.from_dict({**s.to_dict(), "names": ["cat", "cat"]})

@@ -37,6 +37,16 @@ def test_cache_hit_does_not_compute(own_cache):
     assert len(calls) == len(list(own_cache.iterdir())) == 4
 
 
+def test_the_cache_does_not_decide_on_random_numbers():
+    """A training with the same seed is the same whether or not its vocabulary has been used before."""
+    drawn = []
+    for _ in ("computed", "from the cache"):
+        torch.manual_seed(0)
+        cached_embeddings(lambda: Embedded(torch.randn(2, 2)), **ARGUMENTS)
+        drawn.append(torch.randn(1).item())
+    assert drawn[0] == drawn[1]
+
+
 def test_an_entry_of_another_key_is_not_believed(own_cache):
     """Should two keys ever share a file name, the key inside decides."""
     cached_embeddings(lambda: Embedded(torch.zeros(2, 2)), **ARGUMENTS)

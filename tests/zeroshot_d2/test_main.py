@@ -1,6 +1,7 @@
 """``python -m zeroshot_d2 VERB``: verbs, their summaries, and faults as one sentence."""
 
 import importlib
+import importlib.util
 import io
 import os
 import subprocess
@@ -16,6 +17,7 @@ from zeroshot_d2.cli import import_systems
 from zeroshot_d2.system import System
 
 REPOSITORY = Path(__file__).parents[2]
+NEEDS_WEB = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="the extra 'web' is not installed")
 VERBS = {"train", "predict", "export", "figures", "web", "check", "datasets", "demo"}
 
 
@@ -43,7 +45,7 @@ def test_an_unknown_verb_is_named_and_the_others_are_shown(capsys):
     assert printed.err == f"error: there is no verb 'predcit'\n\n{usage()}\n" and not printed.out
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
+@pytest.mark.parametrize("verb", [*sorted(VERBS - {"web"}), pytest.param("web", marks=NEEDS_WEB)])
 def test_every_verb_has_help(verb, capsys):
     words = [verb, "--help"] if verb != "figures" else [verb, "top10", "--help"]
     with pytest.raises(SystemExit) as ended:
@@ -150,7 +152,7 @@ def test_a_name_that_the_terminal_cannot_show_does_not_end_the_work(verb, monkey
         (["figures", "nothing", "--output", "a.png"], "there is no figure 'nothing'; choose one of"),
         (["check", "nothing"], "no data set 'nothing' is registered"),
         (["demo", "--system", "Nothing"], "'Nothing' is no system; there are"),
-        (["web", "--model", "absent"], "absent"),
+        pytest.param(["web", "--model", "absent"], "absent", marks=NEEDS_WEB),
         (["datasets", "list", "--import", "absent.py"], "--import absent.py does not exist"),
     ],
 )
@@ -162,6 +164,7 @@ def test_faults_of_every_verb(words, message, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_it_starts_as_a_module(tmp_path):
     """In a process of its own, from anywhere."""
     done = subprocess.run(

@@ -120,6 +120,7 @@ def test_every_part_of_every_task_is_there(task):
 
 @pytest.mark.parametrize("name", ["AlignZeg", "Epsilon"])
 def test_every_part_of_every_system_is_there(name):
+    pytest.importorskip("gradio", reason="the extra 'web' is not installed")
     for dotted in (*find_system(name).parts.values(), *find_system(name).verbs.values()):
         assert resolve(dotted) is not None
 
@@ -222,6 +223,7 @@ def test_a_file_that_was_imported_otherwise_is_not_run_again(tmp_path, monkeypat
     assert import_module(str(path)) is importlib.import_module("mine_known")
 
 
+@pytest.mark.slow
 def test_another_process_imports_the_same(tmp_path):
     """As a loader worker of spawn or forkserver: the class of the value is in a file that only ``--import`` named."""
     path = write_module(tmp_path, "mine_sent.py", "class Sent:\n    value = 7\n")

@@ -11,12 +11,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from detectron2.modeling import build_model
 from PIL import Image
 
+from zeroshot_d2.checkpoint import Checkpointer, ModelRecord
+from zeroshot_d2.cli import load_config
 from zeroshot_d2.commands import predict
 from zeroshot_d2.commands.predict import find_inputs, main, output_names, predict_photos
 from zeroshot_d2.demo_world import SPLIT, render
-from zeroshot_d2.predictor import batches
+from zeroshot_d2.predictor import Predictor, batches, build_predictor
 
 PAGE = (Path(__file__).parents[3] / "docs" / "predict.md").read_text(encoding="utf-8")
 
@@ -42,14 +46,31 @@ def frames_of(path: Path) -> list[np.ndarray]:
     return frames
 
 
-@pytest.fixture
-def segmenter(alignzeg_checkpoint) -> list[str]:
-    return ["--config-file", "demo/alignzeg.yaml", "--weights", str(alignzeg_checkpoint)]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """The folders alignzeg and epsilon: models on the demo world's CLIP as a run leaves them, but for the training."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("alignzeg", "epsilon"):
+        cfg = load_config(f"demo/{name}.yaml")
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        Checkpointer(model, str(folder / name), record=ModelRecord.for_training(cfg, model)).save("model_final")
+        (folder / name / "config.yaml").write_text(cfg.dump())
+    return folder
 
 
 @pytest.fixture
-def ranker(epsilon_checkpoint) -> list[str]:
-    return ["--config-file", "demo/epsilon.yaml", "--weights", str(epsilon_checkpoint)]
+def segmenter(runs) -> list[str]:
+    return ["--model", str(runs / "alignzeg")]
+
+
+@pytest.fixture
+def ranker(runs) -> list[str]:
+    return ["--model", str(runs / "epsilon")]
+
+
+def predictor_of(folder: Path) -> Predictor:
+    return build_predictor(load_config(folder / "config.yaml", weights=folder / "model_final.pth"))
 
 
 @pytest.fixture
@@ -103,7 +124,7 @@ def test_batches():
 # ---- photos ----
 
 
-def test_segmented_photos_and_one_that_cannot_be_read(segmenter, predictor, photos, tmp_path, capsys):
+def test_segmented_photos_and_one_that_cannot_be_read(segmenter, runs, photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([*segmenter, "--input", str(photos), "--output", str(out), "--batch-size", "2"]) == 1
     printed = capsys.readouterr()
@@ -114,7 +135,7 @@ def test_segmented_photos_and_one_that_cannot_be_read(segmenter, predictor, phot
     vocabulary = json.loads((out / "vocabulary.json").read_text())
     assert [entry["name"] for entry in vocabulary] == list(SPLIT.names)
     assert [entry["name"] for entry in vocabulary if entry["unseen"]] == [n for n in SPLIT.names if n in SPLIT.unseen]
-    found = predictor(photos / "c.jpg")
+    found = predictor_of(runs / "alignzeg")(photos / "c.jpg")
     labels = np.asarray(Image.open(out / "c_labels.png"))
     assert (labels == found.labels).mean() > 0.999  # batches differ in the last digits
     content = json.loads((out / "c.json").read_text())
@@ -126,7 +147,7 @@ def test_segmented_photos_and_one_that_cannot_be_read(segmenter, predictor, phot
     assert Image.open(out / "c_overlay.png").width == 800
 
 
-def test_tagged_photos_and_one_that_cannot_be_read(ranker, tagger, photos, tmp_path, capsys):
+def test_tagged_photos_and_one_that_cannot_be_read(ranker, runs, photos, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["--top-k", "5", "--pictures", "--explain", "--batch-size", "2"]
     assert main([*ranker, "--input", str(photos), "--output", str(out), *words]) == 1
@@ -136,7 +157,7 @@ def test_tagged_photos_and_one_that_cannot_be_read(ranker, tagger, photos, tmp_p
     pictures = [f"{name}_{what}.png" for name in "ac" for what in ("global_attention", "group_attention", "tags")]
     assert names_in(out) == sorted(["a.json", "c.json", "tags.csv", "vocabulary.json", *pictures])
     assert all(Image.open(out / name).width > 200 for name in pictures)
-    expected = tagger(photos / "c.jpg").classes(top_k=5)
+    expected = predictor_of(runs / "epsilon")(photos / "c.jpg").classes(top_k=5)
     content = json.loads((out / "c.json").read_text())
     assert content["image"] == str(photos / "c.jpg")
     assert [c["name"] for c in content["classes"]] == [c["name"] for c in expected]
@@ -236,16 +257,17 @@ def test_a_segmented_video(segmenter, tmp_path, capsys):
         }
 
 
-def test_a_tagged_video_beside_a_photo(ranker, tagger, photos, tmp_path, capsys):
+def test_a_tagged_video_beside_a_photo(ranker, runs, photos, tmp_path, capsys):
     save_video(photos / "clip.mp4", 3)
     words = ["--input", str(photos / "clip.mp4"), str(photos / "a.png"), "--output", str(tmp_path / "out"), "--top-k", "2"]
     assert main([*ranker, *words]) == 0
     assert "2 of 2 files done" in capsys.readouterr().out
     assert names_in(tmp_path / "out") == ["a.json", "clip.json", "tags.csv", "vocabulary.json"]
+    predictor = predictor_of(runs / "epsilon")
     content = json.loads((tmp_path / "out/clip.json").read_text())
     assert content["video"] == str(photos / "clip.mp4") and [f["frame"] for f in content["frames"]] == [0, 1, 2]
     for frame, bgr in zip(content["frames"], frames_of(photos / "clip.mp4"), strict=True):
-        expected = tagger(bgr).classes(top_k=2)
+        expected = predictor(bgr).classes(top_k=2)
         assert [c["score"] for c in frame["classes"]] == pytest.approx([c["score"] for c in expected], rel=1e-4)
     assert (tmp_path / "out/tags.csv").read_text().count("\n") == 3  # the photo's alone
 
@@ -262,12 +284,12 @@ def test_an_interrupted_video_leaves_no_half_files(segmenter, tmp_path, monkeypa
     assert names_in(tmp_path / "out/clip_labels") == ["000000.png", "000001.png"]
 
 
-def test_a_folder_whose_config_names_no_data_set(epsilon_checkpoint, photos, tmp_path):
-    """The classes are then those in the checkpoint."""
-    words = ["--model", str(epsilon_checkpoint.parent), "--input", str(photos / "a.png"), "--output", str(tmp_path / "out")]
-    assert main(words) == 0
+def test_without_a_test_data_set_the_classes_are_those_in_the_checkpoint(ranker, photos, tmp_path):
+    words = ["--input", str(photos / "a.png"), "--output", str(tmp_path / "out"), "DATASETS.TEST", "()"]
+    assert main([*ranker, *words, "DATASETS.TRAIN", "('not_registered_here',)"]) == 0
     vocabulary = json.loads((tmp_path / "out/vocabulary.json").read_text())
-    assert [entry["name"] for entry in vocabulary] == list(SPLIT.seen) and not any(e["unseen"] for e in vocabulary)
+    assert [entry["name"] for entry in vocabulary] == list(SPLIT.names)
+    assert [entry["unseen"] for entry in vocabulary] == SPLIT.unseen_mask.tolist()
 
 
 # ---- arguments ----
@@ -298,8 +320,9 @@ def test_keys_override_the_config(ranker, photos, tmp_path):
         ("--model", r"missing\.txt"),
     ],
 )
-def test_missing_files_are_named(alignzeg_checkpoint, photos, tmp_path, option, message):
-    given = {"--config-file": "demo/alignzeg.yaml", "--weights": str(alignzeg_checkpoint), "--input": str(photos / "a.png")}
+def test_missing_files_are_named(runs, photos, tmp_path, option, message):
+    weights = str(runs / "alignzeg/model_final.pth")
+    given = {"--config-file": "demo/alignzeg.yaml", "--weights": weights, "--input": str(photos / "a.png")}
     given |= {"--output": str(tmp_path / "out"), option: "missing.txt"}
     with pytest.raises(FileNotFoundError, match=message):
         main([word for pair in given.items() for word in pair])
@@ -345,13 +368,13 @@ def test_numbers_of_tags_that_do_not_fit(ranker, photos, tmp_path):
 
 
 @pytest.fixture
-def like_the_page(user_folder, trained_cfg, tmp_path, monkeypatch):
+def like_the_page(runs, tmp_path, monkeypatch):
     """A folder with the files that the page speaks of."""
-    for name in ("configs", "photos", "video.mp4"):
-        (tmp_path / name).symlink_to(user_folder / name)
-    (tmp_path / "output/demo").mkdir(parents=True)
-    (tmp_path / "output/demo/config.yaml").write_text(trained_cfg().dump())
-    (tmp_path / "output/demo/model_final.pth").symlink_to(user_folder / "output/demo/model_final.pth")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/demo").symlink_to(runs / "alignzeg")
+    for index, name in enumerate(("photos/a.jpg", "photos/b.png")):
+        save_photo(tmp_path / name, index)
+    save_video(tmp_path / "video.mp4", 2)
     monkeypatch.chdir(tmp_path)
 
 

@@ -152,6 +152,7 @@ def test_readme_has_every_name_with_count_classes_and_protocol():
     assert not table
 
 
+@pytest.mark.slow
 def test_importing_reads_no_data_file(tmp_path):
     """Names are there after the import; no JSON has been opened and the current folder is left alone."""
     program = (

@@ -120,6 +120,7 @@ def test_batches_are_repeatable_and_start_with_single_tiles():
     assert (first(2)[2][:, : len(THINGS)].sum(1) > 1).any()
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss(monkeypatch):
     losses = []
     real = contrastive_loss

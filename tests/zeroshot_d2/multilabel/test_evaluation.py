@@ -165,6 +165,7 @@ def _evaluate_half(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_add_up(tmp_path, register):
     rng = np.random.default_rng(5)
     signs, scores = rng.choice([-1, 0, 1], size=(9, 4)), rng.random((9, 4), dtype=np.float32)

@@ -61,7 +61,7 @@ def test_names_that_stick_out_are_moved_into_their_panel():
     show_image(axes, np.zeros((10, 20, 3), dtype=np.uint8))
     boxed = axes.text(19.4, 9.4, "a name", ha="center", bbox={"boxstyle": "round"})
     plain = axes.text(19.4, 9.4, "a name", ha="center")
-    finish(figure)
+    finish(figure).draw_without_rendering()
     frame, box = axes.get_window_extent(), boxed.get_bbox_patch().get_window_extent()
     assert frame.x0 - 0.5 <= box.x0 < box.x1 <= frame.x1 + 0.5 and frame.y0 - 0.5 <= box.y0 < box.y1 <= frame.y1 + 0.5
     assert plain.get_position() == (19.4, 9.4)  # only names in boxes are moved

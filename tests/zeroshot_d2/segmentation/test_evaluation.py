@@ -219,6 +219,7 @@ def _count_half(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_add_up(tmp_path, register):
     torch.multiprocessing.spawn(_count_half, args=(2, str(tmp_path)), nprocs=2)
     together = json.loads((tmp_path / "results.json").read_text())["sem_seg"]

@@ -1,0 +1,244 @@
+"""The web page: its commands in docs/web.md, and the page itself in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import socket
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+from PIL import Image
+
+from zeroshot_d2.demo_world import render
+
+gr = pytest.importorskip("gradio", reason="the extra 'web' is not installed")
+webdriver = pytest.importorskip("selenium.webdriver", reason="the extra 'dev' is not installed")
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+from alignzeg_d2.web_tab import Segmenter, segmentation_tab  # noqa: E402
+from epsilon_d2.web_tab import Labeller, tags_tab  # noqa: E402
+from zeroshot_d2.__main__ import main  # noqa: E402
+from zeroshot_d2.web import build_page, example_photos, start  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+PAGE = (Path(__file__).parents[1] / "docs" / "web.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def segmenter(trained_cfg: Callable[..., CfgNode]) -> Segmenter:
+    return Segmenter(trained_cfg("MODEL.ALIGNZEG.PBC.GAMMA", 0.3), max_pixels=20_000)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    Image.fromarray(render(7, 1).image).save(path)
+    return str(path)
+
+
+# ------------------------------------------------------------------------------------------------------ the commands
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """Gradio's configs of the pages that were served; each is closed once it and its examples have been asked for."""
+    configs: list[dict[str, object]] = []
+
+    def visit(page: gr.Blocks) -> None:
+        with urllib.request.urlopen(f"{page.local_url}config") as answer:
+            configs.append(json.load(answer))
+        samples = [sample for part in configs[-1]["components"] for sample in part["props"].get("samples") or []]
+        for path, *_ in samples:
+            with urllib.request.urlopen(f"{page.local_url}gradio_api/file={path['path']}") as answer:
+                assert answer.read(4) == b"\x89PNG"
+        assert samples
+        page.close()
+
+    monkeypatch.setattr(gr.Blocks, "block_thread", visit)
+    return configs
+
+
+def tabs_of(config: dict[str, object]) -> list[str]:
+    return [part["props"]["label"] for part in config["components"] if part["type"] == "tabitem"]
+
+
+COMMANDS = re.findall(r"^python -m zeroshot_d2 (web\b(?:.*\\\n)*.*)$", PAGE, re.M)
+ALIGNZEG, EPSILON = "Segmentation (AlignZeg)", "Tags (Epsilon)"
+
+
+def test_the_page_has_these_commands():
+    assert len(COMMANDS) == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "tabs"),
+    list(zip(COMMANDS, ([ALIGNZEG, EPSILON], [EPSILON], [ALIGNZEG, EPSILON], [ALIGNZEG]), strict=False)),
+)
+def test_commands_of_the_page(user_folder, monkeypatch, served, command, tabs):
+    monkeypatch.chdir(user_folder)
+    verb, *words = shlex.split(command.replace("\\\n", " "))
+    assert main([verb, "--port", str(free_port()), *words]) == 0  # a --port of the page's own stands behind it, and wins
+    assert tabs_of(served[0]) == tabs
+
+
+def test_an_error_is_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["web"]) == 2
+    assert "error: there is no model to show" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------- in a browser
+
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,1600"),
+)
+WAIT = 120  # seconds; enough for a busy machine
+
+
+@pytest.fixture(scope="module")
+def url(
+    segmenter: Segmenter, trained_epsilon_cfg: Callable[..., CfgNode], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    labeller = Labeller(trained_epsilon_cfg(), 20_000)
+    examples = example_photos(tmp_path_factory.mktemp("examples"))
+    page = build_page(
+        "Zero-shot recognition",
+        {
+            "AlignZeg": lambda: segmentation_tab(segmenter, examples),
+            "Epsilon": lambda: tags_tab(labeller, examples),
+        },
+    )
+    yield start(page, host="127.0.0.1", port=free_port(), max_upload_mb=1)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if browser is None or driver is None:
+        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    with webdriver.Chrome(options=options, service=Service(driver)) as chrome:
+        yield chrome
+
+
+class Visitor:
+    """What a visitor does on the page."""
+
+    def __init__(self, chromium: webdriver.Chrome, url: str) -> None:
+        self.chromium = chromium
+        chromium.get(url)
+        self.see("#segment")
+
+    def see(self, selector: str) -> WebElement:
+        """Wait for the first visible element."""
+
+        def visible(chromium: webdriver.Chrome) -> WebElement | None:
+            return next((e for e in chromium.find_elements(By.CSS_SELECTOR, selector) if e.is_displayed()), None)
+
+        return WebDriverWait(self.chromium, WAIT).until(visible, f"{selector} did not appear")
+
+    def wait_for_text(self, selector: str, text: str) -> str:
+        WebDriverWait(self.chromium, WAIT).until(lambda _: text in self.see(selector).text, f"no {text!r} in {selector}")
+        return self.see(selector).text
+
+    def upload(self, path: str) -> None:
+        field = next(
+            field
+            for field in self.chromium.find_elements(By.CSS_SELECTOR, "input[type=file]")
+            if self.chromium.execute_script("return arguments[0].closest('[role=tabpanel]').offsetParent !== null", field)
+        )
+        field.send_keys(path)
+        self.see(f"img[src*='{Path(path).name}']")
+
+    def type(self, selector: str, text: str) -> None:
+        field = self.see(selector)
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text, Keys.TAB)
+
+    def message(self) -> str:
+        return self.see(".toast-body").text
+
+    def table(self, selector: str) -> list[list[str]]:
+        rows = self.see(selector).find_elements(By.CSS_SELECTOR, "tbody tr")
+        return [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows]
+
+
+@pytest.fixture
+def visitor(chromium: webdriver.Chrome, url: str) -> Visitor:
+    return Visitor(chromium, url)
+
+
+def requested_hosts(chromium: webdriver.Chrome) -> set[str]:
+    messages = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
+    requests = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return {re.split("[/:]+", request)[1] for request in requests if request.startswith(("http", "ws"))}
+
+
+def test_upload_type_run_and_move_gamma(visitor, segmenter, photo):
+    visitor.upload(photo)
+    visitor.type("#vocabulary textarea", "dark sand, netted blue tile|blue net, zebra")
+    visitor.type("#unseen textarea, #unseen input", "netted blue tile")
+    visitor.see("#segment").click()
+    visitor.wait_for_text("#summary", "above γ = 0.3")
+    overlay = visitor.see("#overlay img").get_attribute("src")
+    found = segmenter.find(photo, "dark sand, netted blue tile|blue net, zebra", "netted blue tile")
+    assert visitor.table("#classes") == segmenter.show(found, 0.3)[1]
+    assert len(visitor.see("#proposals").find_elements(By.TAG_NAME, "img")) == 8
+
+    visitor.type("#gamma input[type=number]", "0")
+    visitor.wait_for_text("#summary", "16 have a class indicator I above γ = 0.")
+    assert visitor.table("#classes") == segmenter.show(found, 0.0)[1]
+    assert visitor.see("#overlay img").get_attribute("src") != overlay
+    assert "★ " in visitor.see("#proposals").text
+    assert requested_hosts(visitor.chromium) == {"127.0.0.1"}
+
+
+def test_a_broken_upload_gets_a_message(visitor, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    visitor.upload(str(tmp_path / "broken.jpg"))
+    visitor.see("#segment").click()
+    assert "broken.jpg cannot be read as an image" in visitor.message()
+    assert "save it anew as JPEG or PNG" in visitor.message()
+
+
+def test_a_faulty_vocabulary_gets_a_message(visitor, photo):
+    visitor.upload(photo)
+    visitor.type("#unseen textarea, #unseen input", "<b>zebra</b>")
+    visitor.see("#segment").click()
+    assert "unseen classes ['<b>zebra</b>'] are not in the vocabulary" in visitor.message()
+
+
+def test_epsilons_tab(visitor):
+    next(tab for tab in visitor.chromium.find_elements(By.CSS_SELECTOR, "[role=tab]") if tab.text == "Epsilon").click()
+    visitor.see("[role=tabpanel] .gallery button, [role=tabpanel] button.gallery-item").click()  # the first example
+    visitor.see("img[src*='demo_world_']")
+    visitor.type("#labels textarea", "dark sand, zebra, plain blue tile")
+    visitor.see("#tag").click()
+    visitor.see("#group_attention img")
+    visitor.see("#global_attention img")
+    rows = visitor.table("#tags")
+    assert {row[0] for row in rows} == {"dark sand", "★ zebra", "plain blue tile"}
+    assert [row[2] for row in rows] == sorted((row[2] for row in rows), key=float, reverse=True)
