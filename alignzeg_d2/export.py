@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from detectron2.data import transforms as T
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -40,6 +39,8 @@ from zeroshot_d2.export import (
     trace,
     write,
 )
+from zeroshot_d2.images import check_image_array
+from zeroshot_d2.segmentation.mapper import ShortestEdge
 
 # The entry of ONNX's metadata and the name of torch.export's extra file under which the description stands.
 DESCRIPTION_KEY = "alignzeg.json"
@@ -138,8 +139,12 @@ def prepare_image(image: npt.NDArray[np.uint8], description: Mapping[str, Any]) 
     Returns:
         (3, H', W') float, and the height and width of the part that the image covers: crop the program's output to it, then
         resize the crop to (H, W).
+
+    Raises:
+        ValueError: the image is no such array.
     """
-    transform = T.ResizeShortestEdge(description["short_side"], description["max_side"]).get_transform(image)
+    check_image_array(image, "the model's channel order")
+    transform = ShortestEdge(description["short_side"], description["max_side"]).get_transform(image)
     resized = transform.apply_image(image).astype(np.float32).transpose(2, 0, 1)
     height, width = resized.shape[1:]
     divisor = description["size_divisibility"]

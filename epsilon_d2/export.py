@@ -38,6 +38,7 @@ from zeroshot_d2.export import (
     trace,
     write,
 )
+from zeroshot_d2.images import check_image_array
 
 # The entry of ONNX's metadata and the name of torch.export's extra file under which the description stands.
 DESCRIPTION_KEY = "epsilon.json"
@@ -108,7 +109,11 @@ def prepare_image(image: npt.NDArray[np.uint8], description: Mapping[str, Any]) 
 
     Returns:
         (3, S, S) float.
+
+    Raises:
+        ValueError: the image is no such array.
     """
+    check_image_array(image, "the model's channel order")
     side = description["image_size"]
     photo = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return transforms.resize(photo, [side, side], antialias=True).numpy().astype(np.float32)

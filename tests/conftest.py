@@ -37,6 +37,14 @@ register_demo_world("short_alignzeg_train", seed=31, num_images=300, vocabulary=
 register_demo_world_multilabel("short_epsilon_train", seed=31, num_images=320, vocabulary="seen", draw_unseen=False)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that needs a trained model is slow: one of them trains it."""
+    for item in items:
+        if {"alignzeg_checkpoint", "epsilon_checkpoint"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A folder that all workers of this run share."""

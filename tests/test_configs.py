@@ -65,12 +65,18 @@ def config(name: str) -> CfgNode:
     return cfg
 
 
+@functools.cache
 def system(name: str) -> str:
     return system_of_config(CONFIGS / name).name
 
 
 def names_of(wanted: str) -> list[str]:
     return [name for name in NAMES if system(name) == wanted]
+
+
+def by_size(wanted: str) -> list[Any]:
+    """Arguments of a test; those with a ViT-B/16 are slow."""
+    return [pytest.param(name, marks=() if name.startswith("demo/") else pytest.mark.slow) for name in names_of(wanted)]
 
 
 def light(name: str) -> CfgNode:
@@ -108,7 +114,7 @@ def test_names_its_system_its_data_sets_and_an_output_folder(name: str) -> None:
     assert [other for other in NAMES if config(other).OUTPUT_DIR == cfg.OUTPUT_DIR] == [name]
 
 
-@pytest.mark.parametrize("name", names_of("AlignZeg"))
+@pytest.mark.parametrize("name", by_size("AlignZeg"))
 def test_alignzeg_builds_and_runs(name: str) -> None:
     cfg = light(name)
     torch.manual_seed(0)
@@ -128,7 +134,7 @@ def test_alignzeg_builds_and_runs(name: str) -> None:
     assert set(losses) == expected and all(loss.isfinite() for loss in losses.values())
 
 
-@pytest.mark.parametrize("name", names_of("Epsilon"))
+@pytest.mark.parametrize("name", by_size("Epsilon"))
 def test_epsilon_builds_and_runs(name: str) -> None:
     cfg = light(name)
     model = build_model(cfg)

@@ -73,6 +73,7 @@ def train(output_dir: Path, *flags: str, stop_after: int | None = None) -> list[
     return losses
 
 
+@pytest.mark.slow
 def test_alignzeg_resumes_with_the_losses_of_an_uninterrupted_run(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole")
     assert len(whole) == 4

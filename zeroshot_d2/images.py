@@ -125,6 +125,19 @@ def image_size(path: PathLike, *, max_pixels: int = MAX_PIXELS, formats: Sequenc
     return _read(path, "image", size, max_pixels, formats)
 
 
+def check_image_array(image: Any, order: str) -> ImageArray:
+    """The array itself if it is (H, W, 3) uint8; ``order`` says the order of its channels.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"expected an image as an array, got {type(image).__name__}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(f"an image array must be (H, W, 3) uint8 in {order}, got {image.shape} {image.dtype}")
+    return image
+
+
 def to_rgb(image: Image.Image) -> ImageArray:
     """(H, W, 3) uint8 RGB of an image that Pillow holds; see :func:`read_image`. Orientation is left as it is.
 

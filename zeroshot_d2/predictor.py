@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from .checkpoint import Checkpointer, Knowledge
 from .class_split import ClassSplit
-from .images import MAX_PIXELS, ImageArray, UnreadableImage, read_image, to_rgb
+from .images import MAX_PIXELS, ImageArray, UnreadableImage, check_image_array, read_image, to_rgb
 from .pictures.colors import Color, class_colors
 from .system import find_system
 from .vocabulary import VocabularyLike, as_vocabulary, is_registered
@@ -244,9 +244,7 @@ def to_bgr(image: ImageLike, max_pixels: int = MAX_PIXELS) -> ImageArray:
         ValueError: an array is not (H, W, 3) uint8, or it is no image at all.
     """
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ValueError(f"an image array must be (H, W, 3) uint8 in BGR order, got {image.shape} {image.dtype}")
-        return image
+        return check_image_array(image, "BGR order")
     if isinstance(image, Image.Image):
         try:
             rgb = to_rgb(ImageOps.exif_transpose(image) or image)

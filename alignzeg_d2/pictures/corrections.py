@@ -181,7 +181,7 @@ def corrections_figure(corrections: Sequence[Correction], split: ClassSplit, *, 
     for row, (correction, axes_row) in enumerate(zip(corrections, grid, strict=True)):
         proposal = correction.proposal
         _draw_mask(axes_row[0], correction.image, proposal.mask)
-        axes_row[0].set_title(f"$I$ = {proposal.indicator:.2f} > $\\gamma$ = {gamma:g}", fontsize=8, color=INK)
+        axes_row[0].set_title(f"I = {proposal.indicator:.2f} > γ = {gamma:g}", fontsize=8, color=INK)
         if correction.truth is not None:
             unseen = split.names[correction.truth] in split.unseen
             axes_row[0].set_xlabel(

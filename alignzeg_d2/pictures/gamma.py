@@ -43,7 +43,7 @@ def gamma_figure(points: Sequence[Mapping[str, Any]], gamma: float | None = None
     if gamma is not None:
         axes.axvline(gamma, color=INK, linestyle="--", linewidth=1)
         axes.annotate(
-            f"$\\gamma$ = {gamma:g}",
+            f"γ = {gamma:g}",
             (gamma, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(3, -2),
@@ -56,7 +56,7 @@ def gamma_figure(points: Sequence[Mapping[str, Any]], gamma: float | None = None
     axes.set_xticks(ticks, ["1\n(off)" if tick == 1 else f"{tick:.1f}" for tick in ticks])
     axes.set_xlim(min(gammas) - 0.04, max(gammas) + 0.04)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("threshold $\\gamma$ of Predictive Bias Correction", fontsize=9, color=INK)
+    axes.set_xlabel("threshold γ of Predictive Bias Correction", fontsize=9, color=INK)
     axes.set_ylabel("%", fontsize=9, color=INK)
     plain_axes(axes, grid="y")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)

@@ -19,6 +19,7 @@ from zeroshot_d2.images import ImageArray
 from zeroshot_d2.multilabel.pictures import FloatArray, show_photo
 from zeroshot_d2.multilabel.predictor import Tags, best_labels
 from zeroshot_d2.pictures.style import INK, class_text
+from zeroshot_d2.pictures.texts import PlainTextFigure
 
 MODULES = {"GPA": "group_attention", "GFP": "global_attention"}  # by what the model calls their attention
 
@@ -70,7 +71,7 @@ def attention_figure(
     columns = min(5, groups + 1)
     rows = -(-(groups + 1) // columns)
     height = 1.85 + 0.15 * (labels is not None)
-    figure = Figure(figsize=(1.7 * columns, height * rows + 0.3 * bool(title)), layout="constrained")
+    figure = PlainTextFigure(figsize=(1.7 * columns, height * rows + 0.3 * bool(title)), layout="constrained")
     figure.suptitle(title, fontsize=10, color=INK)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
@@ -117,7 +118,7 @@ def attentions_figure(examples: Sequence[AttendedImage]) -> Figure:
     if not rows:
         raise ValueError("there is no attention to draw: the model needs GPA or GFP, and at least one image")
     columns = max(len(maps) for _, _, maps in rows) + 1
-    figure = Figure(figsize=(1.3 * columns, 1.6 * len(rows)), layout="constrained")
+    figure = PlainTextFigure(figsize=(1.3 * columns, 1.6 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for panels, (example, module, maps) in zip(grid, rows, strict=True):
         for axes in panels:

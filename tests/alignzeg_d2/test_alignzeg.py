@@ -91,6 +91,7 @@ def test_detach_keeps_the_indicator_out_of_the_features(demo_model, detach):
     )
 
 
+@pytest.mark.slow
 def test_training_on_one_image_lowers_the_loss(demo_model):
     torch.manual_seed(0)
     model = demo_model("MODEL.ALIGNZEG.LOSS.NUM_POINTS", 0).train()

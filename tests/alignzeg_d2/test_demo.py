@@ -14,6 +14,8 @@ from report_page import Page
 from zeroshot_d2.commands import demo
 from zeroshot_d2.demo_world import SPLIT, register_demo_world
 
+pytestmark = pytest.mark.slow
+
 DATASETS = {"test_demo_train": "seen", "test_demo_val": "all", "test_demo_val_unseen": "unseen"}
 OPTIONS = [
     *("MODEL.ALIGNZEG.CLIP.PRETRAINED", "", "MODEL.ALIGNZEG.CLIP.TEMPLATES", "single"),

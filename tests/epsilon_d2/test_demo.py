@@ -16,6 +16,8 @@ from epsilon_d2 import demo
 from zeroshot_d2 import demo_world
 from zeroshot_d2.commands import demo as verb
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [
     *("MODEL.EPSILON.BACKBONE.PRETRAINED", "", "MODEL.EPSILON.LABEL_EMBEDDINGS.TEMPLATES", "single"),
     *("DATASETS.TRAIN", "('epsilon_demo_train',)", "SOLVER.MAX_EPOCHS", "1", "DATALOADER.NUM_WORKERS", "0"),

@@ -17,6 +17,8 @@ from zeroshot_d2 import launch
 from zeroshot_d2.commands import train as verb
 from zeroshot_d2.demo_world import SPLIT, register_demo_world_multilabel
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SETS = {"epsilon_small_train": (1, 64, "seen"), "epsilon_small_test": (2, 40, "all")}
 # What --import brings to other processes.
@@ -79,7 +81,6 @@ def test_a_short_training_ranks_better_than_chance(epsilon_checkpoint, tmp_path)
     assert results(tmp_path)["GZSL_mAP"] == numbers["GZSL_mAP"]
 
 
-@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(tmp_path):
     options = {"MODEL__EPSILON__GPA__DROPOUT": 0.0, "SOLVER__MAX_EPOCHS": 0, "SOLVER__MAX_ITER": 3}
     assert verb.main(arguments(tmp_path / "1", **options)) == 0

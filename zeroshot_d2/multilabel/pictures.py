@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from ..class_split import ClassSplit
 from ..images import ImageArray
 from ..pictures.style import INK, UNSEEN_COLOR, class_text, show_image
+from ..pictures.texts import PlainTextFigure
 from .predictor import best_labels
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -58,7 +59,7 @@ def top_labels_figure(
     columns = min(4, len(examples))
     rows = -(-len(examples) // columns)
     line = 0.19  # inches
-    figure = Figure(figsize=(2.4 * columns, rows * (2.5 + line * top_k)), layout="constrained")
+    figure = PlainTextFigure(figsize=(2.4 * columns, rows * (2.5 + line * top_k)), layout="constrained")
     grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.3, line * top_k + 0.1] * rows)
     for axes in grid.flat:
         axes.axis("off")
@@ -100,7 +101,7 @@ def sweep_figure(points: Mapping[Any, Mapping[str, Sequence[float]]], label: str
     if not points:
         raise ValueError("sweep_figure needs at least one value")
     values = sorted(points)
-    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    figure = PlainTextFigure(figsize=(4.6, 3.2), layout="constrained")
     axes = figure.subplots()
     for series, (color, marker) in zip(points[values[0]], (("#d55e00", "s"), ("#0072b2", "o")), strict=False):
         runs = [np.asarray(points[value][series], dtype=float) for value in values]

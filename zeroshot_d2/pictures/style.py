@@ -18,6 +18,7 @@ from matplotlib.text import Text
 from ..class_split import ClassSplit
 from ..images import ImageArray
 from ..storage import PathLike, whole_file
+from .texts import PlainTextFigure
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -46,7 +47,7 @@ def mark_unseen(text: Text) -> None:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, its panels laid out closely."""
     layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.03, wspace=0.0, hspace=0.0)
-    return Figure(figsize=(width, height), layout=layout)
+    return PlainTextFigure(figsize=(width, height), layout=layout)
 
 
 def finish(figure: Figure) -> Figure:

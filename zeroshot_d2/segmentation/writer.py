@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
 from ..images import ImageArray, write_image
 from ..pictures.style import figure_pixels, save_figure
+from ..pictures.texts import PlainTextFigure
 from ..predictor import Predictor
 from ..storage import write_json
 from ..video import VideoWriter
@@ -96,7 +96,7 @@ def draw_frame(bgr: ImageArray, found: Segmentation, colors: Colors) -> ImageArr
     height, width = bgr.shape[:2]
     factor = max(1, -(-_SMALLEST_FRAME // min(height, width)))
     height, width = (2 * (side * factor // 2) for side in (height, width))
-    figure = Figure(figsize=(width / _FRAME_DPI, height / _FRAME_DPI), dpi=_FRAME_DPI)
+    figure = PlainTextFigure(figsize=(width / _FRAME_DPI, height / _FRAME_DPI), dpi=_FRAME_DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     draw_labels(axes, bgr[:, :, ::-1], found.labels, found.vocabulary, colors, font_size=0.018 * height)
     axes.set_aspect("auto")
