@@ -21,6 +21,7 @@ from ..storage import PathLike, whole_file
 from .texts import PlainTextFigure
 
 FORMATS = (".png", ".pdf", ".svg")
+SAVED_DPI = 160
 
 INK, MUTED, GRID = "#22262b", "#6b7480", "#dde1e6"
 UNSEEN_COLOR = "#b3122b"
@@ -90,13 +91,13 @@ def plain_axes(axes: Axes, *, grid: Literal["x", "y"]) -> None:
     axes.set_axisbelow(True)
 
 
-def save_figure(figure: Figure, path: PathLike, *, dpi: int = 160) -> None:
+def save_figure(figure: Figure, path: PathLike, *, dpi: int = SAVED_DPI) -> None:
     """Write a figure; the ending of ``path`` decides the format (.png, .pdf, .svg)."""
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=dpi, facecolor="white")
 
 
-def figure_pixels(figure: Figure, dpi: int = 160) -> ImageArray:
+def figure_pixels(figure: Figure, dpi: int = SAVED_DPI) -> ImageArray:
     """Draw a figure: (H, W, 3) RGB."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)

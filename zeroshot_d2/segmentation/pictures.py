@@ -29,6 +29,7 @@ from ..pictures.colors import Color
 from ..pictures.style import (
     INK,
     MUTED,
+    SAVED_DPI,
     UNSEEN_COLOR,
     class_text,
     finish,
@@ -41,6 +42,10 @@ LabelArray = npt.NDArray[np.integer[Any]]
 FloatArray = npt.NDArray[np.floating[Any]]
 Colors = Sequence[Color]
 
+SMALLEST_WIDTH, LARGEST_SIDE = 200, 4000  # pixels of a picture of one label map
+_DEFAULT_WIDTHS = (800, 1600)
+_LOWEST_PANEL = 32  # pixels
+_FLATTEST_PANEL, _TALLEST_PANEL = 0.1, 4.0  # times its width, in a comparison
 _NAMING_SIDE = 400  # places for names are looked for at about this resolution; a photograph would take seconds
 _TEXT_ON_BOX: dict[str, Any] = {"color": "white", "ha": "center", "va": "center", "linespacing": 1.0}
 
@@ -189,6 +194,12 @@ def _classes_of(label: LabelArray, num_classes: int) -> set[int]:
     return {int(k) for k in np.unique(label) if 0 <= k < num_classes}
 
 
+def check_width(width: int) -> None:
+    """Raise ValueError unless ``width`` can be that of a picture of one label map, in pixels."""
+    if not SMALLEST_WIDTH <= width <= LARGEST_SIDE:
+        raise ValueError(f"the width of an overlay must be {SMALLEST_WIDTH} to {LARGEST_SIDE} pixels, got {width}")
+
+
 def label_figure(
     image: ImageArray,
     label: LabelArray,
@@ -198,17 +209,31 @@ def label_figure(
     title: str = "",
     alpha: float = 0.6,
     ignored_name: str = "",
+    width: int | None = None,
 ) -> Figure:
-    """One label map over its image, with names and a legend; arguments as for :func:`draw_labels`."""
-    width = 5.0
+    """One label map over its image, with names and a legend.
+
+    Args:
+        image, label, split, colors, alpha, ignored_name: as for :func:`draw_labels`.
+        title: above it.
+        width: of the picture when saved, in pixels, 200 to 4000; None: that of the image, within 800 and 1600. The image in
+            it is no higher than 4000: of a tall one, the picture has wide margins.
+
+    Raises:
+        ValueError: the width is not within these.
+    """
+    if width is None:
+        width = min(max(image.shape[1], _DEFAULT_WIDTHS[0]), _DEFAULT_WIDTHS[1])
+    check_width(width)
     classes = _classes_of(label, len(split))
-    figure = new_figure(
-        width, width * image.shape[0] / image.shape[1] + 0.1 + 0.3 * bool(title) + 0.22 * -(-len(classes) // 3)
-    )
+    height = min(max(width * image.shape[0] / image.shape[1], _LOWEST_PANEL), LARGEST_SIDE)
+    inches = width / SAVED_DPI
+    columns = max(1, round(inches / 1.7))
+    figure = new_figure(inches, height / SAVED_DPI + 0.1 + 0.3 * bool(title) + 0.22 * -(-len(classes) // columns))
     axes = figure.subplots()
     draw_labels(axes, image, label, split, colors, alpha=alpha, font_size=9, ignored_name=ignored_name)
     axes.set_title(title, fontsize=10, color=INK)
-    _add_legend(figure, classes, split, colors, columns=3)
+    _add_legend(figure, classes, split, colors, columns=columns)
     return finish(figure)
 
 
@@ -264,7 +289,7 @@ def comparison_figure(
         for label in [*row.predictions.values(), *([] if row.truth is None else [row.truth])]
         for k in _classes_of(label, len(split))
     }
-    heights = [row.image.shape[0] / row.image.shape[1] for row in rows]
+    heights = [np.clip(row.image.shape[0] / row.image.shape[1], _FLATTEST_PANEL, _TALLEST_PANEL) for row in rows]
     legend_columns = max(1, round(panel * len(headings) / 1.9))
     legend_height = 0.19 * -(-len(present) // legend_columns) + 0.1
     row_heights = [(panel - 0.1) * height + (0.2 if has_truth else 0.04) for height in heights]

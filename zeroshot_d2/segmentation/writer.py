@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..cli import positive
 from ..images import ImageArray, write_image
 from ..pictures.style import figure_pixels, save_figure
 from ..pictures.texts import PlainTextFigure
 from ..predictor import Predictor
 from ..storage import write_json
 from ..video import VideoWriter
-from .pictures import Colors, draw_labels, label_figure
+from .pictures import LARGEST_SIDE, SMALLEST_WIDTH, Colors, check_width, draw_labels, label_figure
 from .predictor import Segmentation
 
 _SMALLEST_FRAME = 480  # pixels; frames with a shorter side are enlarged, so that names can be read
@@ -34,15 +35,28 @@ class SegmentationWriter:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """None."""
+        """How large the overlays are."""
+        parser.add_argument(
+            "--overlay-width",
+            type=positive,
+            metavar="PIXELS",
+            help=f"of the overlays of photos, {SMALLEST_WIDTH} to {LARGEST_SIDE}; default: the photo's, within 800 and 1600",
+        )
 
     def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
-        """``args.output`` is the folder."""
+        """``args.output`` is the folder.
+
+        Raises:
+            ValueError: ``--overlay-width`` is out of its range.
+        """
         self.folder: Path = args.output
+        self.width: int | None = args.overlay_width
+        if self.width is not None:
+            check_width(self.width)
         self.colors = predictor.colors
 
     def photo(self, path: Path, name: str, bgr: ImageArray, result: Segmentation) -> None:
-        figure = label_figure(bgr[:, :, ::-1], result.labels, result.vocabulary, self.colors)
+        figure = label_figure(bgr[:, :, ::-1], result.labels, result.vocabulary, self.colors, width=self.width)
         save_figure(figure, self.folder / f"{name}_overlay.png")
         write_labels(self.folder / f"{name}_labels.png", result.labels, len(result.vocabulary))
         height, width = result.labels.shape
@@ -94,8 +108,8 @@ def draw_frame(bgr: ImageArray, found: Segmentation, colors: Colors) -> ImageArr
     """Colours and class names over a frame, without margins or legend; BGR (H, W, 3) -> BGR, both sides even, as video
     codecs want them."""
     height, width = bgr.shape[:2]
-    factor = max(1, -(-_SMALLEST_FRAME // min(height, width)))
-    height, width = (2 * (side * factor // 2) for side in (height, width))
+    factor = max(1, min(-(-_SMALLEST_FRAME // min(height, width)), LARGEST_SIDE // max(height, width)))
+    height, width = (max(2, 2 * (side * factor // 2)) for side in (height, width))
     figure = PlainTextFigure(figsize=(width / _FRAME_DPI, height / _FRAME_DPI), dpi=_FRAME_DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     draw_labels(axes, bgr[:, :, ::-1], found.labels, found.vocabulary, colors, font_size=0.018 * height)

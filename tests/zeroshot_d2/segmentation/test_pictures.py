@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from zeroshot_d2.class_split import ClassSplit
-from zeroshot_d2.pictures.style import UNSEEN_COLOR, save_figure
+from zeroshot_d2.pictures.style import UNSEEN_COLOR, figure_pixels, save_figure
 from zeroshot_d2.segmentation.iou_bars import class_iou_figure, unseen_iou_figure
 from zeroshot_d2.segmentation.pictures import (
     Comparison,
@@ -186,3 +186,27 @@ def test_saved_as_png_of_the_wanted_resolution(image, label, tmp_path):
     save_figure(figure, tmp_path / "a.png", dpi=50)
     with Image.open(tmp_path / "a.png") as saved:
         assert saved.size == (250, int(50 * figure.get_size_inches()[1]))
+
+
+@pytest.mark.parametrize(("height", "width"), [(500, 10), (3000, 1), (6000, 1), (1, 6000), (10, 500), (1, 1)])
+def test_pictures_of_thin_photos_stay_small(height, width):
+    image, label = np.zeros((height, width, 3), dtype=np.uint8), np.zeros((height, width), dtype=np.int64)
+    shape = figure_pixels(label_figure(image, label, SPLIT, COLORS)).shape
+    assert shape[1] == (800 if width <= 800 else 1600)
+    assert shape[0] <= 4200
+    both = figure_pixels(comparison_figure([Comparison(image, label, {"Ours": label})], SPLIT, COLORS)).shape
+    assert both[0] <= 2200 and both[1] == 1200
+
+
+@pytest.mark.parametrize(
+    ("photo", "asked", "expected"), [(64, None, 800), (1300, None, 1300), (4000, None, 1600), (64, 320, 320)]
+)
+def test_the_width_follows_the_photo_or_is_asked_for(photo, asked, expected):
+    image, label = np.zeros((30, photo, 3), dtype=np.uint8), np.zeros((30, photo), dtype=np.int64)
+    assert figure_pixels(label_figure(image, label, SPLIT, COLORS, width=asked)).shape[1] == expected
+
+
+@pytest.mark.parametrize("width", [0, -1, 199, 4001])
+def test_widths_that_no_picture_has(width):
+    with pytest.raises(ValueError, match=f"200 to 4000 pixels, got {width}"):
+        label_figure(np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((4, 4), dtype=np.int64), SPLIT, COLORS, width=width)
