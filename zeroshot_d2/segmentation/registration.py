@@ -26,14 +26,21 @@ logger = logging.getLogger(__name__)
 
 # --------------------------------------------------------------------------------------------------------- folders
 def _relative_stems(root: str, suffix: str) -> dict[str, str]:
-    """{path below ``root`` without ``suffix``: file}, sub-folders included, hidden files left out."""
+    """{path below ``root`` without ``suffix``, in any letter case: file}, sub-folders included, hidden files left out.
+
+    Raises:
+        ValueError: two files differ in the case of the ending alone.
+    """
     found: dict[str, str] = {}
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders.sort()
         for file in files:
-            if file.endswith(suffix) and not file.startswith("."):
+            if file.lower().endswith(suffix.lower()) and not file.startswith("."):
                 path = os.path.join(folder, file)
-                stem = Path(os.path.relpath(path, root).removesuffix(suffix)).as_posix()
+                relative = os.path.relpath(path, root)
+                stem = Path(relative[: len(relative) - len(suffix)]).as_posix()
+                if stem in found:
+                    raise ValueError(f"{found[stem]} and {path} would be one image: rename or remove one of them")
                 found[stem] = path
     return found
 
@@ -66,17 +73,18 @@ def pair_images_with_labels(
         name: the data set, for messages.
         image_root, label_root: folders, searched with their sub-folders.
         image_suffix, label_suffix: endings that are cut off before names are compared, such as ".jpg" and
-            "_labelIds.png".
+            "_labelIds.png"; letter case does not matter.
         stems_file: a text file with one relative path without ending per line; only these are used, in this
             order. Without it, every image with a label is.
 
     Returns:
-        [{"file_name", "sem_seg_file_name", "image_id"}]. Images without a label and listed images without a
-        file are left out
-        with a warning that counts and names them: a partial download is seen, not silently trained on.
+        [{"file_name", "sem_seg_file_name", "image_id"}]. Images without a label, labels without an image and listed
+        images without a file are left out with a warning that counts and names them: a partial download is seen, not
+        silently trained on.
 
     Raises:
         FileNotFoundError: a folder or the list is missing, or nothing is left.
+        ValueError: two files differ in the case of their ending alone.
     """
     images = _relative_stems(_existing_folder(image_root, "images", name), image_suffix)
     labels = _relative_stems(_existing_folder(label_root, "label images", name), label_suffix)
@@ -91,6 +99,12 @@ def pair_images_with_labels(
     else:
         wanted = sorted(images)
         no_image = []
+        alone = sorted(labels.keys() - images.keys())
+        if alone:
+            logger.warning(
+                "%s: %d of %d label images have no image *%s in %s (%s)",
+                *(name, len(alone), len(labels), image_suffix, image_root, _some(alone)),
+            )
     unlabelled = [stem for stem in wanted if stem in images and stem not in labels]
     if unlabelled:
         logger.warning(

@@ -56,6 +56,33 @@ def test_registered_dataset(tmp_path, name, caplog):
     assert meta.stuff_colors == [class_colors(3)[0], class_colors(3)[2]]
 
 
+def test_labels_without_an_image_are_named(tmp_path, name, caplog):
+    images, labels = write_release(tmp_path, ("a", "sub/b", "c"))
+    (images / "sub" / "b.jpg").unlink()
+    register_sem_seg(name, SPLIT, images, labels)
+    with caplog.at_level(logging.WARNING):
+        assert [record["image_id"] for record in DatasetCatalog.get(name)] == ["a", "c"]
+    assert "1 of 3 label images have no image *.jpg" in caplog.text and "sub/b" in caplog.text
+
+
+def test_endings_in_capitals_count(tmp_path, name, caplog):
+    images, labels = write_release(tmp_path)
+    (images / "a.jpg").rename(images / "a.JPG")
+    (labels / "a.png").rename(labels / "a.Png")
+    register_sem_seg(name, SPLIT, images, labels)
+    with caplog.at_level(logging.WARNING):
+        assert [Path(record["file_name"]).name for record in DatasetCatalog.get(name)] == ["a.JPG", "b.jpg"]
+    assert not caplog.records
+
+
+def test_images_that_differ_in_the_case_of_the_ending_alone(tmp_path, name):
+    images, labels = write_release(tmp_path, ("a",))
+    (images / "a.JPG").write_bytes((images / "a.jpg").read_bytes())
+    register_sem_seg(name, SPLIT, images, labels)
+    with pytest.raises(ValueError, match="would be one image"):
+        DatasetCatalog.get(name)
+
+
 def test_protocol_follows_the_vocabulary(name):
     for vocabulary, protocol in (("all", "GZS3"), ("unseen", "ZS3"), ("seen", "supervised")):
         register_sem_seg(name, SPLIT, "i", "l", vocabulary=vocabulary)
