@@ -21,7 +21,8 @@ from epsilon_d2 import epsilon as epsilon_module
 from zeroshot_d2 import IGNORE_LABEL, load_config
 from zeroshot_d2.cli import system_of_config
 from zeroshot_d2.clip import loader
-from zeroshot_d2.trainer import Trainer, check_datasets
+from zeroshot_d2.startup import check_datasets
+from zeroshot_d2.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))

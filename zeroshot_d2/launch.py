@@ -20,8 +20,9 @@ from detectron2.utils.logger import setup_logger
 
 from .checkpoint import Checkpointer
 from .cli import find_config, load_config
+from .startup import check_datasets
 from .system import all_systems
-from .trainer import Results, Trainer, check_datasets, with_seed
+from .trainer import Results, Trainer, with_seed
 
 logger = logging.getLogger(__name__)
 

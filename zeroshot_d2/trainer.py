@@ -15,10 +15,8 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetCatalog,
     DatasetFromList,
     MapDataset,
-    MetadataCatalog,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -40,8 +38,9 @@ from torch.utils.data import DataLoader
 
 from .checkpoint import Checkpointer, ModelRecord
 from .solver import build_lr_scheduler, build_optimizer, epochs_to_iterations
+from .startup import check_datasets, check_evaluation, check_warmup
 from .storage import write_json
-from .system import TASKS, System, find_system
+from .system import find_system
 from .training_stream import DatasetDict, Mapper, Sample, TrainingLoader, WorkerDataset, seed_iteration
 
 logger = logging.getLogger(__name__)
@@ -65,6 +64,7 @@ class Trainer(DefaultTrainer):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         check_datasets(cfg)
+        check_evaluation(cfg, self.build_evaluator)
         cfg = DefaultTrainer.auto_scale_workers(with_seed(cfg), comm.get_world_size())
         seed_all_rng(cfg.SEED)
 
@@ -75,6 +75,7 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         cfg = epochs_to_iterations(cfg, data_loader.num_images)
+        check_warmup(cfg)
         model = distribute(model)
         self._trainer = _build_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -267,36 +268,6 @@ def _build_step(
         logger.info("SOLVER.AMP.ENABLED is ignored: mixed precision is used on CUDA devices only")
         return SimpleTrainer(model, data_loader, optimizer)
     return AMPTrainer(model, data_loader, optimizer, grad_scaler=torch.amp.GradScaler("cuda"))
-
-
-def check_datasets(cfg: CfgNode) -> None:
-    """Look at what a config trains and evaluates on, before anything is built.
-
-    Raises:
-        ValueError: a data set is not registered, or is for another task than the config's system.
-    """
-    system = find_system(cfg.MODEL.META_ARCHITECTURE)
-    if cfg.TEST.AUG.ENABLED:
-        raise ValueError("TEST.AUG.ENABLED True is not supported: set it to False")
-    for key, names in (("DATASETS.TRAIN", cfg.DATASETS.TRAIN), ("DATASETS.TEST", cfg.DATASETS.TEST)):
-        for name in names:
-            if name not in DatasetCatalog:
-                raise ValueError(
-                    f"{key}: no data set {name!r} is registered: `--import FILE` runs the file that registers it; there are "
-                    f"{', '.join(sorted(fitting_datasets(system)))}"
-                )
-            kind = MetadataCatalog.get(name).get("evaluator_type")
-            if kind != TASKS[system.task].evaluator_type:
-                raise ValueError(
-                    f"{key}: the data set {name!r} is of type {kind!r}, {system.name} is for {system.task}; it takes "
-                    f"{', '.join(sorted(fitting_datasets(system)))}"
-                )
-
-
-def fitting_datasets(system: System) -> list[str]:
-    """The registered data sets of a system's task."""
-    wanted = TASKS[system.task].evaluator_type
-    return [name for name in DatasetCatalog if MetadataCatalog.get(name).get("evaluator_type") == wanted]
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -106,7 +106,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
             folder: of the temporary file; by default the system's.
 
         Raises:
-            ValueError: metadata is missing, or a K is not between 1 and the number of classes ranked.
+            ValueError: metadata is missing, or there is no K, or one is not between 1 and the number of classes ranked.
         """
         meta = MetadataCatalog.get(dataset_name)
         missing = [key for key in ("class_split", "labels_complete", "protocol") if not hasattr(meta, key)]
@@ -121,6 +121,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
         self._protocol: str = meta.protocol
         self._tasks = tasks_of(self._split, self._protocol)
         self._top_k = tuple(top_k)
+        if not self._top_k:
+            raise ValueError("TEST.TOP_K is empty: give at least one K, for example (3, 5)")
         for task, mask in self._tasks.items():
             wrong = [k for k in self._top_k if not 1 <= k <= mask.sum()]
             if wrong:
