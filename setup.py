@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent
 # finds or installs it, and `import zeroshot_d2` says how when it is missing. The lower bounds are those of
 # constraints-oldest.txt, with which `make test-oldest` runs.
 INSTALL_REQUIRES = [
-    "torch>=2.4.1",  # tensors and training; scaled_dot_product_attention with a bias, torch.amp.GradScaler
-    "torchvision>=0.19.1",  # the release that belongs to torch 2.4.1; transforms, and detectron2's operators
+    "torch>=2.7.0",  # tensors and training; torch.compiler.is_exporting, free sizes in torch.export
+    "torchvision>=0.22.0",  # the release that belongs to torch 2.7.0; transforms, and detectron2's operators
     "numpy>=1.26.0",  # label images, lookup tables, confusion matrices
     "scipy>=1.11.2",  # linear_sum_assignment: the Hungarian matching of proposals
     "pillow>=10.3.0",  # reads images; the first that opens 16-bit grey PNG as 16-bit

@@ -30,8 +30,6 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
-from mkdocs.commands.build import build
-from mkdocs.config import load_config as load_site_config
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from alignzeg_d2.inference import POSTPROCESSOR_REGISTRY
@@ -82,6 +80,8 @@ class Resources(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as ``make docs`` does; a warning is an error."""
+    build = pytest.importorskip("mkdocs.commands.build").build
+    load_site_config = pytest.importorskip("mkdocs.config").load_config
     folder = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_MKDOCS_2_WARNING", "1")

@@ -53,9 +53,11 @@ def check_evaluation(cfg: CfgNode, build_evaluator: Callable[[CfgNode, str], Any
         FileNotFoundError: photos of a test data set are missing.
         ValueError: as the evaluator, for example where TEST.TOP_K does not fit the classes.
     """
+    system = find_system(cfg.MODEL.META_ARCHITECTURE)
+    reads_files = system.mapper is None and "mapper" not in system.parts  # a mapper of its own may read an archive
     for name in cfg.DATASETS.TEST:
         build_evaluator(cfg, name)
-        if not comm.is_main_process():
+        if not comm.is_main_process() or not reads_files:
             continue
         files = [record["file_name"] for record in DatasetCatalog.get(name) if "file_name" in record]
         missing = [file for file in files if not Path(file).is_file()]

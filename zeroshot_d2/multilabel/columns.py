@@ -94,7 +94,7 @@ class LabelColumns:
         for what, values, limit in (("image", image, len(encoded)), ("class", classes, len(class_ids))):
             if values.size and not (values.min() >= 0 and values.max() < limit):
                 raise ValueError(f"{what} indices [{values.min()}, {values.max()}] are not all in [0, {limit})")
-        strange = signs[~np.isin(signs, (-1, 1))]
+        strange = signs[(signs != 1) & (signs != -1)]
         if len(strange):
             raise ValueError(f"signs must be +1 (present) or -1 (absent), got {strange[0]}")
         image, classes, signs = image.astype(np.int64), classes.astype(np.int32), signs.astype(np.int8)
