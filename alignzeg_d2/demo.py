@@ -56,12 +56,11 @@ class Demo:
         dataset_name = next((d for d in cfg.DATASETS.TEST if MetadataCatalog.get(d).get("protocol") == "GZS3"), None)
         if dataset_name is None:
             raise ValueError(f"the pictures need a data set of protocol GZS3; DATASETS.TEST {cfg.DATASETS.TEST} has none")
-        gallery, found = _one_more_pass(run, model, dataset_name)
+        gallery, oracle, sweep = _one_more_pass(run, model, dataset_name)
         run.results |= {
-            f"{dataset_name} (oracle)": found["sem_seg"],
+            f"{dataset_name} (oracle)": oracle,
             **{f"{name} (baseline)": numbers for name, numbers in run.baseline_results.items()},
         }
-        sweep = found.get("gamma_sweep", [])
         if sweep:
             write_json(run.output / "gamma_sweep.json", sweep)
         return DemoReport(
@@ -80,15 +79,18 @@ class Demo:
         )
 
 
-def _one_more_pass(run: DemoRun, model: AlignZeg, dataset_name: str) -> tuple[Gallery, dict[str, Any]]:
-    """The oracle, the thresholds of PBC and the pictures, from the proposals of every image."""
-    gallery = Gallery(model, dataset_name, run.baseline)
-    evaluators: list[DatasetEvaluator] = [OracleEvaluator(dataset_name), gallery]
+def _one_more_pass(run: DemoRun, model: AlignZeg, dataset_name: str) -> tuple[Gallery, dict[str, Any], list[dict[str, Any]]]:
+    """The pictures, the oracle's numbers and those of PBC's thresholds, from the proposals of every image."""
+    gallery, oracle, sweep = Gallery(model, dataset_name, run.baseline), OracleEvaluator(dataset_name), None
+    evaluators: list[DatasetEvaluator] = [oracle, gallery]
     if model.class_indicator is not None:
         seen = model.seen_mask(MetadataCatalog.get(dataset_name).class_split)
-        evaluators.append(GammaSweepEvaluator(dataset_name, seen, background_in_softmax=model.background_in_softmax))
+        sweep = GammaSweepEvaluator(dataset_name, seen, background_in_softmax=model.background_in_softmax)
+        evaluators.append(sweep)
     loader = Trainer.build_test_loader(run.cfg, dataset_name)
-    return gallery, inference_on_dataset(partial(model.inference, proposals=True), loader, DatasetEvaluators(evaluators))
+    inference_on_dataset(partial(model.inference, proposals=True), loader, DatasetEvaluators(evaluators))
+    assert oracle.details is not None  # this is the only process
+    return gallery, oracle.details, [] if sweep is None or sweep.details is None else sweep.details["gamma_sweep"]
 
 
 class Gallery(DatasetEvaluator):

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from alignzeg_d2.inference import PBC, best_classes, correct
+from zeroshot_d2.metrics import numbers_only
 from zeroshot_d2.segmentation.evaluation import ZeroShotSemSegEvaluator, protocol_results
 from zeroshot_d2.segmentation.metrics import confusion_matrix, sum_confusions
 
@@ -167,11 +168,21 @@ class GammaSweepEvaluator(ZeroShotSemSegEvaluator):
             self._num_proposals += len(indicator)
             self._num_images += 1
 
-    def evaluate(self) -> OrderedDict[str, Any] | None:
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        """{"gamma_sweep": {"hIoU@<gamma>", "mIoU_seen@<gamma>", ...}}; :attr:`details` has the points of :meth:`report`."""
+        self.details = self.report()
+        if self.details is None:
+            return None
+        points = {point["gamma"]: numbers_only(point) for point in self.details["gamma_sweep"]}
+        return OrderedDict(
+            gamma_sweep={f"{key}@{gamma:g}": value for gamma, point in points.items() for key, value in point.items()}
+        )
+
+    def report(self) -> dict[str, Any] | None:
         """Numbers per threshold, over all processes.
 
         Returns:
-            {"gamma_sweep": [{"gamma", "flagged", and what ``ZeroShotSemSegEvaluator.evaluate`` reports}]}, ascending;
+            {"gamma_sweep": [{"gamma", "flagged", and the numbers of ``ZeroShotSemSegEvaluator.report``}]}, ascending;
             "flagged" is the share of all proposals whose indicator exceeds the threshold, in percent. On other processes
             than the main one: None.
         """
@@ -193,4 +204,4 @@ class GammaSweepEvaluator(ZeroShotSemSegEvaluator):
             }
             for gamma, count, confusion in zip(self._gammas, flagged, confusions, strict=True)
         ]
-        return OrderedDict(gamma_sweep=points)
+        return {"gamma_sweep": points}

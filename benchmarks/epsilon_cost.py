@@ -98,9 +98,9 @@ def evaluator_ours(size: dict[str, Any], complete: bool) -> dict[str, float]:
     evaluator = MultiLabelEvaluator("cost", top_k=size["top_k"], distributed=False)
     for scores, records in batches(size, complete):
         evaluator.process(records, [{"scores": row} for row in torch.from_numpy(scores)])
-    results = evaluator.evaluate()
+    results = evaluator.report()
     assert results is not None
-    return _chosen(results["multilabel"], results["multilabel"]["labelled_images"], size)
+    return _chosen(results, results["labelled_images"], size)
 
 
 def evaluator_plain(size: dict[str, Any], complete: bool) -> dict[str, float]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .checkpoint import Checkpointer, ModelRecord
+from .metrics import numbers_only
 from .solver import build_lr_scheduler, build_optimizer, epochs_to_iterations
 from .startup import check_datasets, check_evaluation, check_warmup
 from .storage import write_json
@@ -91,7 +91,7 @@ class Trainer(DefaultTrainer):
 
         def test() -> dict[str, dict[str, float]]:
             self._last_eval_results = self.test(cfg, self.model)
-            return {dataset: _numbers(metrics) for dataset, metrics in self._last_eval_results.items()}
+            return {dataset: numbers_only(metrics) for dataset, metrics in self._last_eval_results.items()}
 
         result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if comm.is_main_process():
@@ -190,7 +190,10 @@ class Trainer(DefaultTrainer):
             by_task = inference_on_dataset(model, data_loader, evaluator)
             if not comm.is_main_process():
                 continue
-            results[dataset_name] = next(iter(by_task.values())) if len(by_task) == 1 else by_task
+            details = getattr(evaluator, "details", None)
+            if details is None:
+                details = next(iter(by_task.values())) if len(by_task) == 1 else by_task
+            results[dataset_name] = details
         if comm.is_main_process() and cfg.OUTPUT_DIR:
             write_json(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, results)
         return results
@@ -268,12 +271,3 @@ def _build_step(
         logger.info("SOLVER.AMP.ENABLED is ignored: mixed precision is used on CUDA devices only")
         return SimpleTrainer(model, data_loader, optimizer)
     return AMPTrainer(model, data_loader, optimizer, grad_scaler=torch.amp.GradScaler("cuda"))
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The plain numbers among ``metrics``, for the event storage: no texts, no None, no per-class tables."""
-    return {
-        key: float(value)
-        for key, value in metrics.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }

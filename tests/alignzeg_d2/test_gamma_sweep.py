@@ -44,7 +44,7 @@ def test_sweep_equals_separate_evaluations(world):
     outputs = [{"proposals": random_proposals(i)} for i in range(len(records))]
     sweep = GammaSweepEvaluator(world, seen_mask(), GAMMAS, distributed=False)
     sweep.process(records, outputs)
-    points = sweep.evaluate()["gamma_sweep"]
+    points = sweep.report()["gamma_sweep"]
     assert [point["gamma"] for point in points] == list(GAMMAS)
 
     for point in points:
@@ -57,7 +57,7 @@ def test_sweep_equals_separate_evaluations(world):
             )[0].sigmoid()
             scores = torch.einsum("qk,qhw->khw", class_probabilities(logits), masks)
             alone.process([record], [{"sem_seg": scores}])
-        expected = alone.evaluate()["sem_seg"]
+        expected = alone.report()
         indicators = torch.cat([output["proposals"]["class_indicator"] for output in outputs])
         assert point["flagged"] == pytest.approx(100 * (indicators > point["gamma"]).float().mean().item())
         assert point["hIoU"] == pytest.approx(expected["hIoU"], abs=0.02)  # a tie at a pixel may fall either way
@@ -82,17 +82,20 @@ def test_halves_add_up_and_reset_forgets(world):
     outputs = [{"proposals": random_proposals(i)} for i in range(len(records))]
     sweep = GammaSweepEvaluator(world, seen_mask(), GAMMAS, distributed=False)
     sweep.process(records, outputs)
-    whole = sweep.evaluate()
+    whole = sweep.report()
     sweep.reset()
     sweep.process(records[:1], outputs[:1])
     sweep.process(records[1:], outputs[1:])
-    assert sweep.evaluate() == whole
+    assert sweep.report() == whole
+    numbers = sweep.evaluate()["gamma_sweep"]
+    assert sweep.details == whole and all(isinstance(value, float) for value in numbers.values())
+    assert [key for key in numbers if key.startswith("hIoU")] == [f"hIoU@{gamma:g}" for gamma in GAMMAS]
 
 
 def test_gammas_are_sorted_and_checked(world):
     sweep = GammaSweepEvaluator(world, seen_mask(), (0.5, 0.1, 0.5), distributed=False)
     sweep.process(DatasetCatalog.get(world)[:1], [{"proposals": random_proposals(0)}])
-    assert [point["gamma"] for point in sweep.evaluate()["gamma_sweep"]] == [0.1, 0.5]
+    assert [point["gamma"] for point in sweep.report()["gamma_sweep"]] == [0.1, 0.5]
     with pytest.raises(ValueError, match=r"\[0, 1\].*1\.5"):
         GammaSweepEvaluator(world, seen_mask(), (0.5, 1.5))
     with pytest.raises(ValueError, match=r"\[0, 1\]"):

@@ -33,6 +33,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..class_split import ClassSplit
+from ..metrics import numbers_only
 from .ranking import (
     BoolArray,
     Float32Array,
@@ -89,6 +90,9 @@ class MultiLabelEvaluator(DatasetEvaluator):
     time; with incomplete ones only the scores of annotated pairs are kept, 12 bytes each. Processes are gathered in the same
     portions.
     """
+
+    details: dict[str, Any] | None = None
+    """What :meth:`report` found when :meth:`evaluate` last ran; results.json holds it."""
 
     def __init__(
         self,
@@ -205,13 +209,21 @@ class MultiLabelEvaluator(DatasetEvaluator):
             )
         return labels
 
-    def evaluate(self) -> OrderedDict[str, dict[str, Any]] | None:
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        """The numbers among :meth:`report`, for Detectron2, whose tools take nothing else; :attr:`details` has the rest.
+
+        On other processes than the main one: None.
+        """
+        self.details = self.report()
+        return None if self.details is None else OrderedDict(multilabel=numbers_only(self.details))
+
+    def report(self) -> dict[str, Any] | None:
         """Numbers of all images of all processes.
 
         Returns:
-            {"multilabel": {"protocol", "<task>_mAP", "<task>_mAP_all_classes", "<task>_P@K", "<task>_R@K", "<task>_F1@K",
+            {"protocol", "<task>_mAP", "<task>_mAP_all_classes", "<task>_P@K", "<task>_R@K", "<task>_F1@K",
             "num_images", "labelled_images": {the same over labelled images}, "num_classes": {task: (with a positive, all)},
-            "AP": {class: AP}}}; None where a number is not defined. On other processes than the main one: None.
+            "AP": {class: AP}}; None where a number is not defined. On other processes than the main one: None.
         """
         counts = self._gathered_counts()
         absences = sum(int((~present).sum()) for present in self._annotations.positive)
@@ -237,7 +249,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
             name: None if np.isnan(value) else float(value) for name, value in zip(self._split.names, ap["all"], strict=True)
         }
         logger.info("%s\n%s", self._dataset_name, format_multilabel_table({self._dataset_name: results}))
-        return OrderedDict(multilabel=results)
+        return results
 
     def _gathered_counts(self) -> dict[tuple[str, str], Counts]:
         parts = comm.gather(self._counts) if self._distributed else [self._counts]
@@ -316,14 +328,13 @@ def table_of_results(results: Mapping[str, Mapping[str, Any]]) -> tuple[list[str
     """Headings, and a row per data set, task and set of images.
 
     Args:
-        results: {data set: numbers of :meth:`MultiLabelEvaluator.evaluate`, with or without the "multilabel" around}.
+        results: {data set: what :meth:`MultiLabelEvaluator.report` returns}.
 
     Returns:
         texts, percent; "-" where a number is not defined.
     """
     rows, headings = [], ["data set", "task", "image set", "images", "classes", "mAP", "mAP, none = 0"]
     for dataset, numbers in results.items():
-        numbers = numbers.get("multilabel", numbers)
         for task, (with_positive, every) in numbers["num_classes"].items():
             prefix = "" if task == "all" else f"{task}_"
             for images, source in zip(IMAGE_SETS, (numbers, numbers["labelled_images"]), strict=True):

@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..class_split import ClassSplit
-from ..metrics import harmonic_mean
+from ..metrics import harmonic_mean, numbers_only
 from ..storage import write_json
 from .labels import IGNORE_LABEL, read_label
 from .metrics import confusion_matrix, iou_per_class, mean_over, pixel_accuracy, sum_confusions
@@ -50,6 +50,9 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
     Raises:
         ValueError: the metadata lacks what is needed, or predictions are to be saved nowhere.
     """
+
+    details: dict[str, Any] | None = None
+    """What :meth:`report` found when :meth:`evaluate` last ran; results.json holds it."""
 
     protocol_suffix = ""
     """What a subclass that predicts otherwise adds to the protocol's name, in every table and file."""
@@ -133,14 +136,21 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             )
         return np.asarray(scores.argmax(dim=0).to(self._cpu_device), dtype=np.int64)
 
-    def evaluate(self) -> OrderedDict[str, dict[str, Any]] | None:
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        """The numbers among :meth:`report`, for Detectron2, whose tools take nothing else; :attr:`details` has the rest.
+
+        On other processes than the main one: None.
+        """
+        self.details = self.report()
+        return None if self.details is None else OrderedDict(sem_seg=numbers_only(self.details))
+
+    def report(self) -> dict[str, Any] | None:
         """Numbers of everything counted, over all processes.
 
         Returns:
-            {"sem_seg": {"protocol", "mIoU", "mIoU_seen", "mIoU_unseen", "hIoU", "pAcc", "IoU": {class: IoU},
-            "num_images"}}, percent; a key is absent where the protocol has no such number; None where no
-            labelled pixel tells. On other
-            processes than the main one: None.
+            {"protocol", "mIoU", "mIoU_seen", "mIoU_unseen", "hIoU", "pAcc", "IoU": {class: IoU}, "num_images"}, percent; a
+            key is absent where the protocol has no such number; None where no labelled pixel tells. On other processes than
+            the main one: None.
         """
         if self._distributed:
             comm.synchronize()
@@ -158,7 +168,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         results = protocol_results(confusion, self._split, self._protocol, num_images)
         results["protocol"] += self.protocol_suffix
         self._logger.info("%s\n%s", self._dataset_name, format_results_table({self._dataset_name: results}))
-        return OrderedDict(sem_seg=results)
+        return results
 
     def _write_predictions(self, predictions: list[dict[str, Any]]) -> None:
         write_json(Path(self._output_dir) / "sem_seg_predictions.json", predictions)
@@ -170,7 +180,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> ZeroShotSemSegEvaluator:
 
 
 def protocol_results(confusion: npt.NDArray[np.int64], split: ClassSplit, protocol: str, num_images: int) -> dict[str, Any]:
-    """The numbers of a protocol from its counts; see :meth:`ZeroShotSemSegEvaluator.evaluate` for the keys.
+    """The numbers of a protocol from its counts; see :meth:`ZeroShotSemSegEvaluator.report` for the keys.
 
     Args:
         confusion: (K+1, K+1), see :mod:`zeroshot_d2.metrics`.
@@ -202,15 +212,13 @@ def format_results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One row per data set, naming its protocol.
 
     Args:
-        results: {data set: numbers of :meth:`ZeroShotSemSegEvaluator.evaluate`, with or without the "sem_seg"
-            around}.
+        results: {data set: what :meth:`ZeroShotSemSegEvaluator.report` returns}.
 
     Returns:
         A text table in percent; "-" where a protocol has no such number.
     """
     rows = []
     for dataset, numbers in results.items():
-        numbers = numbers.get("sem_seg", numbers)
         values = [numbers.get(key) for key in _COLUMNS]
         rows.append(
             [dataset, numbers.get("protocol", "-")]

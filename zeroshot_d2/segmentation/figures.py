@@ -66,7 +66,7 @@ def evaluate(
     for record, _, found in predictions(predictor, records, **wanted):
         output: dict[str, Any] = {"sem_seg_labels": torch.from_numpy(found.labels), "proposals": found.proposals}
         evaluator.process([record], [output])
-    results = evaluator.evaluate()
+    results = evaluator.report()
     assert results is not None  # this is the only process
     return results
 
@@ -87,7 +87,7 @@ def draw_per_class_iou(args: argparse.Namespace) -> Figure:
         dataset, predictors = load_models(args, EVALUATOR_TYPE)
         records = first_records(dataset, args.num_images)
         ious = {
-            name: evaluate(predictor, records, ZeroShotSemSegEvaluator(dataset, distributed=False))["sem_seg"]["IoU"]
+            name: evaluate(predictor, records, ZeroShotSemSegEvaluator(dataset, distributed=False))["IoU"]
             for name, predictor in predictors.items()
         }
     split: ClassSplit = MetadataCatalog.get(dataset).class_split

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import print_csv_format
 
 from zeroshot_d2 import ClassSplit
 from zeroshot_d2.multilabel.evaluation import MultiLabelEvaluator, format_multilabel_table
@@ -38,7 +39,7 @@ def run(inputs, scores, name="test_multilabel", batch_size=2, top_k=(1, 2)):
     for start in range(0, len(inputs), batch_size):
         batch = slice(start, start + batch_size)
         evaluator.process(inputs[batch], [{"scores": torch.as_tensor(row)} for row in scores[batch]])
-    return evaluator.evaluate()["multilabel"]
+    return evaluator.report()
 
 
 def reference(scores, positive, ranked_images, k):
@@ -157,7 +158,7 @@ def _evaluate_half(rank: int, world: int, folder: str) -> None:
         records = list(DatasetCatalog.get(name))
         for index in range(rank, len(records), world):
             evaluator.process([records[index]], [{"scores": torch.from_numpy(scores[index])}])
-        found[str(complete)] = evaluator.evaluate()
+        found[str(complete)] = evaluator.report()
     if rank == 0:
         (Path(folder) / "results.json").write_text(json.dumps(found))
     else:
@@ -176,7 +177,7 @@ def test_two_processes_add_up(tmp_path, register):
     for complete in (True, False):
         name = f"test_alone_{complete}"
         inputs = register(labels_from(signs), name=name, complete=complete)
-        assert together[str(complete)]["multilabel"] == json.loads(json.dumps(run(inputs, scores, name)))
+        assert together[str(complete)] == json.loads(json.dumps(run(inputs, scores, name)))
 
 
 def test_reset_and_an_empty_data_set(register):
@@ -184,10 +185,10 @@ def test_reset_and_an_empty_data_set(register):
     evaluator = MultiLabelEvaluator("test_multilabel", top_k=(1,), distributed=False)
     evaluator.process(inputs, [{"scores": torch.rand(4)}] * 2)
     evaluator.reset()
-    results = evaluator.evaluate()["multilabel"]
+    results = evaluator.report()
     assert results["num_images"] == 0 and results["GZSL_mAP"] is None
     evaluator.process(inputs[:1], [{"scores": torch.tensor([1.0, 0, 0, 0])}])
-    results = evaluator.evaluate()["multilabel"]
+    results = evaluator.report()
     assert results["GZSL_P@1"] == 100 and results["ZSL_R@1"] is None and results["ZSL_mAP"] is None
     assert results["labelled_images"]["num_images"] == 0 and results["labelled_images"]["GZSL_mAP"] is None
 
@@ -228,3 +229,14 @@ def test_wrong_input(register):
 def test_a_data_set_without_metadata():
     with pytest.raises(ValueError, match="'test_nothing' has no class_split, labels_complete, protocol"):
         MultiLabelEvaluator("test_nothing")
+
+
+def test_detectron2_gets_numbers_and_the_file_everything(register, caplog):
+    inputs = register({"a.jpg": ["cat"], "b.jpg": ["dog"]})
+    evaluator = MultiLabelEvaluator("test_multilabel", top_k=(1,), distributed=False)
+    evaluator.process(inputs, [{"scores": torch.rand(4)}] * 2)
+    results = evaluator.evaluate()
+    assert all(isinstance(value, float) for value in results["multilabel"].values())
+    assert results["multilabel"]["GZSL_mAP"] == evaluator.details["GZSL_mAP"]
+    assert evaluator.details == evaluator.report() and evaluator.details["protocol"] == "GZSL"
+    print_csv_format(results)  # fails on anything but numbers

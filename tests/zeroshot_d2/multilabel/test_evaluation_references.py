@@ -70,9 +70,9 @@ def ours(scores: Scores, signs: Signs, complete: bool) -> dict[str, Any]:
     for start in range(0, len(records), 32):
         batch = slice(start, start + 32)
         evaluator.process(records[batch], [{"scores": row} for row in torch.from_numpy(scores[batch])])
-    results = evaluator.evaluate()
+    results = evaluator.report()
     assert results is not None
-    return results["multilabel"]
+    return results
 
 
 def sklearn_ap(scores: Scores, signs: Signs, complete: bool) -> npt.NDArray[np.float64]:

@@ -114,7 +114,7 @@ def test_incomplete_labels_without_an_absence_have_no_ap(tmp_path: Path, caplog:
     evaluator = MultiLabelEvaluator("no_absence", top_k=(1,), distributed=False)
     evaluator.process([records[0], records[1]], [{"scores": torch.tensor([0.3, 0.1])}, {"scores": torch.tensor([0.2, 0.4])}])
     with caplog.at_level(logging.WARNING):
-        numbers = evaluator.evaluate()["multilabel"]
+        numbers = evaluator.report()
     assert "no label says that a class is absent" in caplog.text
     assert numbers["ZSL_mAP"] is None and numbers["GZSL_mAP"] is None and numbers["GZSL_mAP_all_classes"] is None
     assert set(numbers["AP"].values()) == {None} and numbers["GZSL_P@1"] == 100.0

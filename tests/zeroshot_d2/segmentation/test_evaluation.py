@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import print_csv_format
 from PIL import Image
 
 from zeroshot_d2 import ClassSplit, register_sem_seg
@@ -49,7 +50,7 @@ def as_scores(labels, classes=3) -> dict[str, torch.Tensor]:
 def run(name, inputs, outputs):
     evaluator = ZeroShotSemSegEvaluator(name, distributed=False)
     evaluator.process(inputs, outputs)
-    return evaluator.evaluate()["sem_seg"]
+    return evaluator.report()
 
 
 def test_gzs3_by_hand(register):
@@ -97,10 +98,10 @@ def test_scores_and_labels_give_the_same_and_batches_add_up(register):
     halves = ZeroShotSemSegEvaluator("test_evaluation", distributed=False)
     halves.process(inputs[:1], scores[:1])
     halves.process(inputs[1:], scores[1:])
-    assert halves.evaluate()["sem_seg"] == whole
+    assert halves.report() == whole
     halves.reset()
     halves.process(inputs, scores)
-    assert halves.evaluate()["sem_seg"] == whole
+    assert halves.report() == whole
 
 
 def test_against_sets_of_pixels(register):
@@ -150,7 +151,7 @@ def test_predictions_are_written_only_on_request(register, tmp_path):
     for asked in (False, True):
         evaluator = ZeroShotSemSegEvaluator("test_evaluation", False, str(tmp_path / "out"), save_predictions=asked)
         evaluator.process(inputs, outputs)
-        evaluator.evaluate()
+        evaluator.report()
         assert (tmp_path / "out" / "sem_seg_predictions.json").exists() is asked
     entries = json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text())
     assert [entry["category_id"] for entry in entries] == [0, 1]
@@ -184,7 +185,7 @@ def test_a_data_set_without_a_split_is_refused():
 # -------------------------------------------------------------------------------------------------------- table
 def test_table_names_protocol_and_leaves_out_what_a_protocol_has_not():
     gzs3 = {"protocol": "GZS3", "mIoU": 51.234, "mIoU_seen": 60.0, "mIoU_unseen": 40.0, "hIoU": 48.0, "pAcc": 71.0}
-    zs3 = {"sem_seg": {"protocol": "ZS3", "mIoU": None, "pAcc": 80.0, "num_images": 5}}
+    zs3 = {"protocol": "ZS3", "mIoU": None, "pAcc": 80.0, "num_images": 5}
     lines = format_results_table({"val": gzs3, "val_unseen": zs3}).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["data set", "protocol", "pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "mIoU", "images"]
@@ -211,7 +212,7 @@ def _count_half(rank: int, world: int, folder: str) -> None:
     evaluator = ZeroShotSemSegEvaluator("test_two_processes")
     for record in records[rank::world]:
         evaluator.process([record], [{"sem_seg_labels": torch.tensor([[0, 1, 2, 1]])}])
-    results = evaluator.evaluate()
+    results = evaluator.report()
     if rank == 0:
         (Path(folder) / "results.json").write_text(json.dumps(results))
     else:
@@ -222,8 +223,19 @@ def _count_half(rank: int, world: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_add_up(tmp_path, register):
     torch.multiprocessing.spawn(_count_half, args=(2, str(tmp_path)), nprocs=2)
-    together = json.loads((tmp_path / "results.json").read_text())["sem_seg"]
+    together = json.loads((tmp_path / "results.json").read_text())
     inputs = register([[[0, 1, 2, 255]], [[1, 1, 0, 0]], [[2, 2, 2, 1]]])
     alone = run("test_evaluation", inputs, [{"sem_seg_labels": torch.tensor([[0, 1, 2, 1]])}] * 3)
     assert together == alone
     assert together["num_images"] == 3 and not math.isnan(together["mIoU"])
+
+
+def test_detectron2_gets_numbers_and_the_file_everything(register):
+    inputs = register([[[0, 1]]])
+    evaluator = ZeroShotSemSegEvaluator("test_evaluation", distributed=False)
+    evaluator.process(inputs, [as_scores([[0, 1]])])
+    results = evaluator.evaluate()
+    assert all(isinstance(value, float) for value in results["sem_seg"].values())
+    assert results["sem_seg"]["pAcc"] == evaluator.details["pAcc"]
+    assert evaluator.details == evaluator.report() and evaluator.details["protocol"] == "GZS3"
+    print_csv_format(results)  # fails on anything but numbers
