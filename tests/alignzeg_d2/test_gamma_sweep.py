@@ -89,7 +89,7 @@ def test_halves_add_up_and_reset_forgets(world):
     assert sweep.report() == whole
     numbers = sweep.evaluate()["gamma_sweep"]
     assert sweep.details == whole and all(isinstance(value, float) for value in numbers.values())
-    assert [key for key in numbers if key.startswith("hIoU")] == [f"hIoU@{gamma:g}" for gamma in GAMMAS]
+    assert [key for key in numbers if key.startswith("hIoU@")] == [f"hIoU@{gamma:g}" for gamma in GAMMAS]
 
 
 def test_gammas_are_sorted_and_checked(world):

@@ -9,7 +9,9 @@ One pass over a data set gives, for the protocol in its metadata,
 * AP, and precision, recall and F1 at K: see :mod:`zeroshot_d2.multilabel.ranking`. Where labels are incomplete (Open
   Images),
   only images annotated for the class, as present or as absent, are ranked; a class that is not annotated is not present.
-* mAP is the mean over classes with a positive image (as BiAM computes it); mAP_all_classes counts the others as 0 (LESA).
+* mAP is the mean over classes with a positive image; mAP_all_classes counts the others as 0, as the code of LESA does, and
+  BiAM's on NUS-WIDE. On Open Images BiAM's code averages over annotated classes, and its AP mixes in pairs of other classes,
+  so that it is no AP of a class: its numbers there cannot be compared with ours.
 * All of it twice: over all images, and over the "labelled" ones, those with a positive among the unseen classes (among
   all, where there is no unseen one). Papers on NUS-WIDE use either, and their precision differs by a factor of 1.286.
 

@@ -7,7 +7,9 @@ Protocols, from the metadata of the data set:
     supervised      vocabulary = the classes that were trained: mIoU, pAcc
     cross-dataset   trained on another data set: mIoU, pAcc
 
-Means are over the classes that occur in the ground truth; pAcc is over all labelled pixels; everything is in percent.
+Means are over the classes that occur in the ground truth, as Detectron2 has it since July 2022. Its release 0.6, on which
+SAN builds, and zsseg also count, as 0, a class that is predicted and occurs in no ground truth: those means are
+"mIoU_gt_or_predicted" and so on. pAcc is over all labelled pixels; everything is in percent.
 Shapes: K classes, H, W size of the image.
 """
 
@@ -31,6 +33,9 @@ from ..metrics import harmonic_mean, numbers_only
 from ..storage import write_json
 from .labels import IGNORE_LABEL, read_label
 from .metrics import confusion_matrix, iou_per_class, mean_over, pixel_accuracy, sum_confusions
+
+GT_OR_PREDICTED = "_gt_or_predicted"
+"""Ending of the means that also count a class that is predicted and occurs in no ground truth."""
 
 
 class ZeroShotSemSegEvaluator(SemSegEvaluator):
@@ -148,7 +153,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         """Numbers of everything counted, over all processes.
 
         Returns:
-            {"protocol", "mIoU", "mIoU_seen", "mIoU_unseen", "hIoU", "pAcc", "IoU": {class: IoU}, "num_images"}, percent; a
+            {"protocol", "mIoU", "mIoU_seen", "mIoU_unseen", "hIoU", the four again with "_gt_or_predicted", "pAcc",
+            "IoU": {class: IoU}, "num_images"}, percent; a
             key is absent where the protocol has no such number; None where no labelled pixel tells. On other processes than
             the main one: None.
         """
@@ -194,22 +200,29 @@ def protocol_results(confusion: npt.NDArray[np.int64], split: ClassSplit, protoc
     if protocol not in ("GZS3", "ZS3", "supervised", "cross-dataset"):
         raise ValueError(f"unknown protocol {protocol!r}: use GZS3, ZS3, supervised or cross-dataset")
     iou = iou_per_class(confusion)
-    results: dict[str, Any] = {"protocol": protocol, "mIoU": mean_over(iou)}
-    if protocol == "GZS3":
-        seen, unseen = mean_over(iou, split.seen_mask), mean_over(iou, split.unseen_mask)
-        results["mIoU_seen"], results["mIoU_unseen"] = seen, unseen
-        results["hIoU"] = None if seen is None or unseen is None else harmonic_mean(seen, unseen)
+    results: dict[str, Any] = {"protocol": protocol, **_means(iou, split, protocol)}
     results["pAcc"] = pixel_accuracy(confusion)
+    peers = _means(iou_per_class(confusion, predicted_counts=True), split, protocol)
+    results |= {f"{key}{GT_OR_PREDICTED}": value for key, value in peers.items()}
     results["IoU"] = {name: None if np.isnan(value) else float(value) for name, value in zip(split.names, iou, strict=True)}
     results["num_images"] = num_images
     return results
+
+
+def _means(iou: npt.NDArray[Any], split: ClassSplit, protocol: str) -> dict[str, float | None]:
+    means = {"mIoU": mean_over(iou)}
+    if protocol == "GZS3":
+        seen, unseen = mean_over(iou, split.seen_mask), mean_over(iou, split.unseen_mask)
+        means["mIoU_seen"], means["mIoU_unseen"] = seen, unseen
+        means["hIoU"] = None if seen is None or unseen is None else harmonic_mean(seen, unseen)
+    return means
 
 
 _COLUMNS = {"pAcc": "pAcc", "mIoU_seen": "mIoU(S)", "mIoU_unseen": "mIoU(U)", "hIoU": "hIoU", "mIoU": "mIoU"}
 
 
 def format_results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row per data set, naming its protocol.
+    """One row per data set, naming its protocol, and one with the means over "gt or predicted" where they differ.
 
     Args:
         results: {data set: what :meth:`ZeroShotSemSegEvaluator.report` returns}.
@@ -219,12 +232,16 @@ def format_results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """
     rows = []
     for dataset, numbers in results.items():
+        protocol, num_images = numbers.get("protocol", "-"), numbers.get("num_images", "-")
         values = [numbers.get(key) for key in _COLUMNS]
-        rows.append(
-            [dataset, numbers.get("protocol", "-")]
-            + ["-" if value is None else f"{value:.1f}" for value in values]
-            + [numbers.get("num_images", "-")]
-        )
+        rows.append([dataset, protocol, *map(_percent, values), num_images])
+        peers = [numbers.get(key if key == "pAcc" else f"{key}{GT_OR_PREDICTED}") for key in _COLUMNS]
+        if any(peer is not None and peer != value for peer, value in zip(peers, values, strict=True)):
+            rows.append([f"{dataset} (gt or predicted)", protocol, *map(_percent, peers), num_images])
     headers = ["data set", "protocol", *_COLUMNS.values(), "images"]
     align = ["left", "left", *["right"] * (len(_COLUMNS) + 1)]
     return tabulate(rows, headers=headers, tablefmt="github", colalign=align, disable_numparse=True)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -43,8 +43,10 @@ def confusion_matrix(prediction: IntArray, truth: IntArray, num_classes: int) ->
     return np.bincount(cell, minlength=side * side).reshape(side, side).astype(np.int64)
 
 
-def iou_per_class(confusion: npt.NDArray[np.int64]) -> FloatArray:
+def iou_per_class(confusion: npt.NDArray[np.int64], *, predicted_counts: bool = False) -> FloatArray:
     """(K,) intersection over union in percent; NaN for a class that no labelled pixel has.
+
+    With ``predicted_counts``, 0 instead for such a class where it was predicted, as Detectron2 up to 0.6 has it.
 
     Ignored pixels count neither as truth nor as prediction. A class without ground truth has no IoU even where
     it was predicted: its false positives show in the IoU of the classes whose pixels it took.
@@ -55,7 +57,7 @@ def iou_per_class(confusion: npt.NDArray[np.int64]) -> FloatArray:
     # A pixel labelled with the class but predicted as "no prediction" is still a miss.
     truth = truth + confusion[-1, :-1]
     iou = np.full(len(hit), np.nan)
-    occurs = truth > 0
+    occurs = (truth > 0) | (predicted > 0) if predicted_counts else truth > 0
     iou[occurs] = 100.0 * hit[occurs] / (truth + predicted - hit)[occurs]
     return iou
 

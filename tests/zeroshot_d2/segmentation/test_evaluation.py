@@ -63,10 +63,26 @@ def test_gzs3_by_hand(register):
         "mIoU_seen": pytest.approx(50.0),
         "mIoU_unseen": pytest.approx(50.0),
         "hIoU": pytest.approx(50.0),
+        "mIoU_gt_or_predicted": pytest.approx(50.0),
+        "mIoU_seen_gt_or_predicted": pytest.approx(50.0),
+        "mIoU_unseen_gt_or_predicted": pytest.approx(50.0),
+        "hIoU_gt_or_predicted": pytest.approx(50.0),
         "pAcc": pytest.approx(200 / 3),
         "IoU": {"cat": pytest.approx(50.0), "dog": pytest.approx(50.0), "cow": None},
         "num_images": 1,
     }
+
+
+def test_the_peers_means_count_what_was_predicted_alone(register):
+    # truth c c d | prediction c d w (cow occurs nowhere)  ->  IoU cat 1/2, dog 0, cow: none, or 0 as the peers have it
+    inputs = register([[[0, 0, 1]]])
+    results = run("test_evaluation", inputs, [as_scores([[0, 1, 2]])])
+    assert results["IoU"] == {"cat": pytest.approx(50.0), "dog": 0.0, "cow": None}
+    assert results["mIoU"] == pytest.approx(25.0) and results["mIoU_gt_or_predicted"] == pytest.approx(50 / 3)
+    assert results["mIoU_seen"] == pytest.approx(50.0) and results["mIoU_seen_gt_or_predicted"] == pytest.approx(25.0)
+    assert results["mIoU_unseen"] == results["mIoU_unseen_gt_or_predicted"] == 0.0
+    table = format_results_table({"test_evaluation": results}).splitlines()
+    assert len(table) == 4 and "(gt or predicted)" in table[3] and " 16.7 " in table[3]
 
 
 def test_zs3_ignores_seen_pixels_and_has_no_hiou(register):
@@ -82,7 +98,7 @@ def test_zs3_ignores_seen_pixels_and_has_no_hiou(register):
 def test_protocols_without_a_split(register, protocol):
     inputs = register([[[0, 1, 2]]], ClassSplit(NAMES), protocol=protocol)
     results = run("test_evaluation", inputs, [as_scores([[0, 1, 1]])])
-    assert set(results) == {"protocol", "mIoU", "pAcc", "IoU", "num_images"}
+    assert set(results) == {"protocol", "mIoU", "mIoU_gt_or_predicted", "pAcc", "IoU", "num_images"}
     assert results["protocol"] == protocol and results["mIoU"] == pytest.approx((100 + 50 + 0) / 3)
 
 
