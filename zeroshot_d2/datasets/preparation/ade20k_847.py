@@ -24,10 +24,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...cli import Parser
-from ...images import UnreadableImage, read_image, turned_with, write_image
+from ...images import UnreadableImage, image_size, read_image, turned_with, write_image
 from ...storage import datasets_root
 from .jobs import run_jobs, save_label
 
+_SIZES_LOOKED_AT = 20
 Job = tuple[Path, Path, Path, int]  # image, output image, output label, short side (0: as it is)
 
 
@@ -66,7 +67,7 @@ def convert(release: Path, output: Path, part: str, short_side: int = 512, worke
 
     Raises:
         FileNotFoundError: the folder is missing or holds no image.
-        ValueError: a file is damaged or has no label.
+        ValueError: a file is damaged or has no label, or there are files of another ``short_side``.
     """
     folder = release / "images" / "ADE" / part
     images = sorted(folder.rglob("*.jpg"))
@@ -74,13 +75,26 @@ def convert(release: Path, output: Path, part: str, short_side: int = 512, worke
         raise FileNotFoundError(
             f"no image found below {folder}: unpack the full ADE20K release of 2021_17_01 there (see datasets/README.md)"
         )
+    pairs = [(image, output / "labels" / part / f"{image.stem}.png") for image in images]
+    _check_size([pair for pair in pairs if pair[1].exists()], short_side)
     jobs: list[Job] = []
-    for image in images:
-        output_label = output / "labels" / part / f"{image.stem}.png"
+    for image, output_label in pairs:
         if not output_label.exists():
             jobs.append((image, output / "images" / part / image.name, output_label, short_side))
     run_jobs(rewrite, jobs, workers, f"A-847 {part}")
     print(f"{part}: {len(images)} images")
+
+
+def _check_size(pairs: list[tuple[Path, Path]], short_side: int) -> None:
+    """Raise ValueError where the labels that an earlier run wrote have another size; a few of them are looked at."""
+    for image, label in pairs[:: max(1, len(pairs) // _SIZES_LOOKED_AT)]:
+        height, width = image_size(image)
+        found, wanted = image_size(label)[::-1], smaller((width, height), short_side)
+        if found != wanted:
+            raise ValueError(
+                f"{label} is {found[0]} x {found[1]} (width x height), not {wanted[0]} x {wanted[1]} as with --short-side "
+                f"{short_side}: take the value of the earlier run, or remove {label.parent} and its images first"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from ...storage import datasets_root
 from ..builtin import load_class_list
 
 # Rows of the CSV files, from the release's page of facts and figures: a cut-off download is noticed.
+IMAGE_ID = re.compile("[0-9a-f]{16}")
 ROWS = {"train": 27_894_289, "validation": 551_390, "test": 1_667_399}
 HEADER = ["ImageID", "Source", "LabelName", "Confidence"]
 
@@ -66,7 +68,7 @@ def convert(root: Path, part: str, check_images: bool = True, expected_rows: int
         for row in tqdm(reader, part, expected_rows, unit=" labels", unit_scale=True):
             try:
                 image_id, _, mid, confidence = row
-                if len(image_id) != 16:
+                if not IMAGE_ID.fullmatch(image_id):
                     raise ValueError("an image id has 16 hexadecimal digits")
                 number, sign = int(image_id, 16), {"1": 1, "1.0": 1, "0": -1, "0.0": -1}[confidence]
             except (ValueError, KeyError) as error:
@@ -85,8 +87,11 @@ def convert(root: Path, part: str, check_images: bool = True, expected_rows: int
     kept = np.ones(len(unique), dtype=bool)
     if check_images:
         with os.scandir(folder) as entries:
-            stems = (entry.name.removesuffix(".jpg") for entry in entries if entry.name.endswith(".jpg"))
-            there = np.fromiter((int(stem, 16) for stem in stems if len(stem) == 16), dtype=np.uint64)
+            stems = [entry.name.removesuffix(".jpg") for entry in entries if entry.name.endswith(".jpg")]
+        strange = [stem for stem in stems if not IMAGE_ID.fullmatch(stem)]
+        if strange:
+            print(f"{part}: {len(strange)} files in {folder} are no images of the release, such as {strange[0]}.jpg")
+        there = np.fromiter((int(stem, 16) for stem in stems if IMAGE_ID.fullmatch(stem)), dtype=np.uint64)
         kept = np.isin(unique, there)
         if not kept.all():
             print(f"{part}: {int((~kept).sum())} of {len(unique)} images are missing in {folder} and left out")

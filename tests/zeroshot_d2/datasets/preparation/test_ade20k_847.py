@@ -23,6 +23,15 @@ def test_from_colour_coded_segmentations(root):
         convert(release, release / "ade20k_847", "training")
 
 
+def test_another_short_side_keeps_no_old_files(root):
+    tiny_releases.ade20k_847(root)
+    release = root / "ADE20K_2021_17_01"
+    side = min(tiny_releases.WIDTH, tiny_releases.HEIGHT) // 2
+    with pytest.raises(ValueError, match=f"as with --short-side {side - 1}: take the value of the earlier run"):
+        convert(release, release / "ade20k_847", "validation", short_side=side - 1)
+    convert(release, release / "ade20k_847", "validation", short_side=side)
+
+
 def test_a_missing_segmentation_is_named(root):
     tiny_releases.save_photo(root / "x.jpg")
     with pytest.raises(ValueError, match="x.jpg or its _seg.png"):

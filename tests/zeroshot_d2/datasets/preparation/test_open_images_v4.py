@@ -23,6 +23,15 @@ def test_present_and_absent_labels(root, capsys):
     assert MetadataCatalog.get("open_images_v4_test").labels_complete is False
 
 
+@pytest.mark.parametrize("stray", ["thumbnail_000001", "0x000026e7ee7909", "copy (1)", "000026E7EE790996"])
+def test_a_stray_file_among_the_images_is_passed_over_and_said(stray, root, capsys):
+    folder = tiny_releases.open_images_files(root)
+    (folder / "test" / f"{stray}.jpg").write_bytes(b"")
+    convert(folder, "test")
+    assert f"1 files in {folder / 'test'} are no images of the release, such as {stray}.jpg" in capsys.readouterr().out
+    assert len(DatasetCatalog.get("open_images_v4_test")) == 2
+
+
 def test_downloads_that_are_wrong(root):
     with pytest.raises(FileNotFoundError, match="looked for .*imagelabels.csv and .*imagelabels.csv"):
         convert(root / "open_images_v4", "test")
