@@ -12,6 +12,7 @@ Flickr users delete images, so hardly anyone has all of them: missing ones are c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,8 +42,16 @@ def find(root: Path, name: str) -> Path:
 
 
 def read_paths(path: Path) -> list[str]:
-    """The entries of one of the release's lists, with slashes instead of back-slashes."""
-    return [line.replace("\\", "/") for line in read_lines(path, comments=False)]
+    """The entries of one of the release's lists, with slashes instead of back-slashes.
+
+    Raises:
+        ValueError: an entry occurs twice.
+    """
+    entries = [line.replace("\\", "/") for line in read_lines(path, comments=False)]
+    twice = [entry for entry, count in Counter(entries).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path}: {len(twice)} of its entries occur more than once, such as {twice[0]}")
+    return entries
 
 
 def read_bits(text: bytes, path: Path) -> Bits:
@@ -79,7 +88,8 @@ def convert(root: Path, check_images: bool = True) -> None:
 
     Raises:
         FileNotFoundError: a part of the release is missing.
-        ValueError: parts do not fit together: lines are missing, or an image is not in Imagelist.txt.
+        ValueError: parts do not fit together: lines are missing, an image is not in Imagelist.txt, or is in a list twice or
+            in both.
     """
     images = read_paths(find(root, "Imagelist.txt"))
     tags, concepts = read_paths(find(root, "TagList1k.txt")), read_paths(find(root, "Concepts81.txt"))
@@ -113,8 +123,14 @@ def convert(root: Path, check_images: bool = True) -> None:
     photos = root / "Flickr"
     if check_images and not photos.is_dir():
         raise FileNotFoundError(f"images not found: looked for the folder {photos}; --no-image-check goes on without")
-    for part in ("Train", "Test"):
-        listed = read_paths(find(root, f"{part}Imagelist.txt"))
+    lists = {part: read_paths(find(root, f"{part}Imagelist.txt")) for part in ("Train", "Test")}
+    both = sorted(set(lists["Train"]) & set(lists["Test"]))
+    if both:
+        raise ValueError(
+            f"{len(both)} images of TrainImagelist.txt are in TestImagelist.txt too, such as {both[0]}: a model would be tested "
+            "on what it was trained on"
+        )
+    for part, listed in lists.items():
         strange = [path for path in listed if path not in position]
         if strange:
             raise ValueError(f"{len(strange)} images of {part}Imagelist.txt are not in Imagelist.txt, such as {strange[0]}")

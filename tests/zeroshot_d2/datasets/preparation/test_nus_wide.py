@@ -38,6 +38,30 @@ def test_training_and_test_labels(root, capsys, caplog):
     assert MetadataCatalog.get("nus_wide_81_test").class_split.unseen == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "added", "message"),
+    [
+        (
+            "Imagelist.txt",
+            "zoo\\0002_2.jpg",
+            r"Imagelist\.txt: 1 of its entries occur more than once, such as zoo/0002_2\.jpg",
+        ),
+        ("TrainImagelist.txt", "actor/0001_1.jpg", r"TrainImagelist\.txt: 1 of its entries occur .* actor/0001_1\.jpg"),
+        (
+            "TestImagelist.txt",
+            "actor\\0003_3.jpg",
+            r"1 images of TrainImagelist.txt are in TestImagelist.txt .* actor/0003_3\.jpg",
+        ),
+    ],
+)
+def test_an_image_twice_is_named(name, added, message, root):
+    nus = tiny_releases.nus_wide_files(root)
+    file = find(nus, name)
+    file.write_text(file.read_text().rstrip() + f"\n{added}\n")
+    with pytest.raises(ValueError, match=message):
+        convert(nus)
+
+
 def test_downloads_that_are_wrong(root):
     nus = tiny_releases.nus_wide_files(root)
     tags = nus / "NUS_WID_Tags/AllTags1k.txt"
