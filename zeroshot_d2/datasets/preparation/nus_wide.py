@@ -127,8 +127,8 @@ def convert(root: Path, check_images: bool = True) -> None:
     both = sorted(set(lists["Train"]) & set(lists["Test"]))
     if both:
         raise ValueError(
-            f"{len(both)} images of TrainImagelist.txt are in TestImagelist.txt too, such as {both[0]}: a model would be tested "
-            "on what it was trained on"
+            f"{len(both)} images of TrainImagelist.txt are in TestImagelist.txt too, such as {both[0]}: a model would be "
+            "tested on what it was trained on"
         )
     for part, listed in lists.items():
         strange = [path for path in listed if path not in position]
