@@ -31,6 +31,7 @@ from zeroshot_d2.export import (
     TOLERANCE,
     check_difference,
     check_path,
+    free_images,
     greatest_difference,
     largest_difference,
     read_metadata,
@@ -162,7 +163,7 @@ def trace_program(program: ExportableAlignZeg, inputs: Mapping[str, Tensor]) -> 
         inputs: examples of ``images`` (N, 3, H, W) and, if the vocabulary is an input, ``prototypes`` and ``seen``.
     """
     divisor = program.model.size_divisibility
-    shapes: dict[str, Any] = {"images": {0: Dim("n"), 2: divisor * Dim("h"), 3: divisor * Dim("w")}}
+    shapes: dict[str, Any] = {"images": {0: free_images(), 2: divisor * Dim("h"), 3: divisor * Dim("w")}}
     if "prototypes" in inputs:
         shapes["prototypes"] = shapes["seen"] = {0: Dim("k")}
     return trace(program, inputs, shapes)

@@ -31,6 +31,7 @@ from zeroshot_d2.export import (
     TOLERANCE,
     check_difference,
     check_path,
+    free_images,
     greatest_difference,
     largest_difference,
     read_metadata,
@@ -174,7 +175,7 @@ def export(predictor: EpsilonPredictor, path: Path, *, file_format: str, vocabul
         unseen=None if vocabulary_input else vocabulary.unseen,
     )
     inputs = {"images": torch.zeros(2, 3, model.image_size, model.image_size, device=model.device)}
-    shapes = {"images": {0: Dim("n")}}
+    shapes = {"images": {0: free_images()}}
     vocabularies = [vocabulary]
     if vocabulary_input:
         save_vocabulary(path, vocabulary.names, vocabulary_inputs(model, vocabulary))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from .storage import whole_file
 
@@ -36,6 +36,11 @@ def check_path(path: Path, file_format: str) -> None:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {file_format!r}")
     if path.suffix != FORMATS[file_format]:
         raise ValueError(f"a file of format {file_format} ends with {FORMATS[file_format]}, got {path}")
+
+
+def free_images() -> Dim:
+    """The number of images as a free size. It has a limit, since torch 2.7 refuses to trace one without."""
+    return Dim("n", max=2**31 - 1)
 
 
 def trace(program: nn.Module, inputs: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> ExportedProgram:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,24 @@ def setup(args: argparse.Namespace) -> CfgNode:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
     if cfg.SEED < 0 and (args.resume or args.eval_only):
         cfg.SEED = _recorded_seed(Path(cfg.OUTPUT_DIR))
-    for name in sorted({"zeroshot_d2", *(system.package for system in all_systems())}):  # default_setup sets up Detectron2's
+    packages = sorted({"zeroshot_d2", *(system.package for system in all_systems())})
+    _leave_earlier_logs(["detectron2", "fvcore", *packages])
+    for name in packages:  # default_setup sets up Detectron2's
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     cfg = with_seed(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     logger.info("device %s, seed %d", cfg.MODEL.DEVICE, cfg.SEED)
     return cfg
+
+
+def _leave_earlier_logs(names: Sequence[str]) -> None:
+    """A process that runs several trainings, as the demo does, says each line once, and in the log of its own run."""
+    for name in names:
+        log = logging.getLogger(name)
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+    setup_logger.cache_clear()  # it adds handlers once for the same arguments
 
 
 def _recorded_seed(output_dir: Path) -> int:

@@ -5,6 +5,7 @@ Shapes: Q proposals, K classes, (h, w) the masks' grid, (H, W) the image.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -185,7 +186,7 @@ def corrections_figure(corrections: Sequence[Correction], split: ClassSplit, *, 
         if correction.truth is not None:
             unseen = split.names[correction.truth] in split.unseen
             axes_row[0].set_xlabel(
-                f"truth: {class_text(split, correction.truth)}",
+                textwrap.fill(f"truth: {class_text(split, correction.truth)}", 24, break_long_words=False),
                 fontsize=6.5,
                 color=UNSEEN_COLOR if unseen else INK,
                 fontweight="bold" if unseen else "normal",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import socket
 import subprocess
@@ -184,3 +185,14 @@ def test_options_on_the_command_line_win(config_file: str) -> None:
 def test_without_a_gpu_the_device_is_the_cpu(config_file: str) -> None:
     cfg = setup(parse("--config-file", config_file, "MODEL.DEVICE", "cuda"))
     assert cfg.MODEL.DEVICE == "cpu"
+
+
+def test_a_second_run_in_one_process_logs_each_line_once_and_to_its_own_folder(tmp_path: Path, config_file: str) -> None:
+    for name in ("first", "second", "first"):
+        setup(parse("--config-file", config_file, "OUTPUT_DIR", str(tmp_path / name)))
+        logger = logging.getLogger("zeroshot_d2.trainer")
+        logger.info("this is the run %s", name)
+        assert len(logging.getLogger("zeroshot_d2").handlers) == len(logging.getLogger("detectron2").handlers) == 2
+    logs = {name: (tmp_path / name / "log.txt").read_text() for name in ("first", "second")}
+    assert "run second" not in logs["first"] and logs["second"].count("this is the run second") == 1
+    assert logs["first"].count("this is the run first") == 2 and "run first" not in logs["second"]
