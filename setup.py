@@ -42,7 +42,7 @@ EXTRAS_REQUIRE = {
     ],
     "export": [
         "onnx>=1.17.0",  # the file format, and the description in its metadata
-        "onnxscript>=0.5.0",  # torch.onnx translates PyTorch's operators with it
+        "onnxscript>=0.7.2",  # torch.onnx translates PyTorch's operators with it
         "onnxruntime>=1.20.0",  # runs what was exported beside the model, to compare them
     ],
     "docs": [
