@@ -14,6 +14,8 @@ from PIL import Image
 
 from zeroshot_d2.demo_world import render
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = {"ToySegmenter": "masks", "ToyTagger": "tags"}
 SAME_START = "import multiprocessing as m, sys\nif __name__ == '__main__':\n    m.set_start_method(sys.argv.pop(1))\n"

@@ -17,6 +17,8 @@ import yaml
 from zeroshot_d2.commands import train
 from zeroshot_d2.launch import launch, run, setup
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TOY = str(ROOT / "tests" / "toy_system.py")
 
