@@ -225,3 +225,21 @@ def test_python_of_the_page(exported, predictor):
     exec(second, scope)
     np.testing.assert_allclose(scope["scores"][0, :, :height, :width].detach(), expected, atol=TOLERANCE)
     assert scope["vocabulary"]["names"].tolist() == ["dark water", "zebra"]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        None,
+        "photo.jpg",
+        np.zeros((8, 8), dtype=np.uint8),
+        np.zeros((8, 8, 4), dtype=np.uint8),
+        np.zeros((8, 8, 3), dtype=np.float32),
+        np.zeros((0, 8, 3), dtype=np.uint8),
+    ],
+)
+def test_what_is_no_image_array_is_named(image):
+    with pytest.raises(
+        ValueError, match="expected an image as an array|must be .H, W, 3. uint8 in the model's channel order"
+    ):
+        prepare_image(image, {})

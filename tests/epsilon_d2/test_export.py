@@ -177,3 +177,21 @@ def test_python_of_the_page(exported, tagger):
     np.testing.assert_allclose(scope["scores"], expected, atol=TOLERANCE)
     np.testing.assert_allclose(scope["same"], expected, atol=TOLERANCE)
     assert scope["vocabulary"]["names"].tolist() == ["plain blue tile", "dark water", "zebra"]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        None,
+        "photo.jpg",
+        np.zeros((8, 8), dtype=np.uint8),
+        np.zeros((8, 8, 4), dtype=np.uint8),
+        np.zeros((8, 8, 3), dtype=np.float32),
+        np.zeros((0, 8, 3), dtype=np.uint8),
+    ],
+)
+def test_what_is_no_image_array_is_named(image):
+    with pytest.raises(
+        ValueError, match="expected an image as an array|must be .H, W, 3. uint8 in the model's channel order"
+    ):
+        prepare_image(image, {})
