@@ -31,6 +31,16 @@ def photo(index: int) -> np.ndarray:
     return np.ascontiguousarray(render(7, index).image[:, :, ::-1])
 
 
+NO_IMAGE_ARRAYS = [
+    None,
+    "photo.jpg",
+    np.zeros((8, 8), dtype=np.uint8),
+    np.zeros((8, 8, 4), dtype=np.uint8),
+    np.zeros((8, 8, 3), dtype=np.float32),
+    np.zeros((0, 8, 3), dtype=np.uint8),
+]
+
+
 class PredictorContract:
     """Attributes:
     OPTION: something that calls may ask for, which is then no longer None in the result.

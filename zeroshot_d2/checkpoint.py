@@ -123,6 +123,12 @@ class ModelRecord:
 
 
 # ---------------------------------------------------------------------------------------------------------- files
+def refuse_address(name: str, path: object) -> None:
+    """Raise ValueError where the path that ``name`` gives is an address: nothing is downloaded and run unseen."""
+    if "://" in str(path):
+        raise ValueError(f"{name} {path} is an address: download the file, look it over, and give its path")
+
+
 def read_checkpoint(path: PathLike, *, mapped: bool = False) -> dict[str, Any]:
     """The entries of a checkpoint, weights on the CPU; no code in it is run.
 

@@ -14,12 +14,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from .checkpoint import refuse_address
 from .class_split import ClassSplit
 from .predictor import Predictor
 from .system import System, find_system, import_module
@@ -199,6 +200,20 @@ class Parser(argparse.ArgumentParser):
         import_systems(args.modules)
         return args
 
+    def parse_with_part(self, argv: Sequence[str] | None, name: str) -> tuple[Any, argparse.Namespace]:
+        """As :meth:`parse`, with the arguments that a part of the command line's system adds; the part comes first.
+
+        The command ends with a message where the line names no model.
+        """
+        system = system_of(peek(argv))
+        part = None if system is None else system.part(name)
+        if part is not None:
+            part.add_arguments(self)
+        args = self.parse(argv)
+        if part is None:
+            self.fail(which_model())
+        return part, args
+
     def fail(self, message: str) -> NoReturn:
         """End with a message about the arguments."""
         self.error(message)
@@ -231,6 +246,11 @@ def system_of(args: argparse.Namespace) -> System | None:
     return system_of_config(find_config(args.config_file)) if args.config_file else None
 
 
+def which_model(prefix: str = "") -> str:
+    """What a command says that needs a model and was given none."""
+    return f"which model? Give --{prefix}model FOLDER, or --{prefix}config-file FILE and --{prefix}weights FILE"
+
+
 def add_model_arguments(parser: argparse.ArgumentParser, prefix: str = "") -> None:
     """Which model: ``--model FOLDER``, or ``--config-file`` and ``--weights``; ``prefix`` as in ``--compare-model``."""
     parser.add_argument(
@@ -255,17 +275,14 @@ def model_config(args: argparse.Namespace, prefix: str = "", opts: Sequence[obje
         getattr(args, f"{prefix.replace('-', '_')}{key}") for key in ("model", "config_file", "weights")
     )
     if folder is None and config is None:
-        raise ValueError(
-            f"which model? Give --{prefix}model FOLDER, or --{prefix}config-file FILE and --{prefix}weights FILE"
-        )
+        raise ValueError(which_model(prefix))
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"--{prefix}model {folder} is no folder (looked for it from {Path.cwd()})")
     path = find_config(folder / "config.yaml") if config is None else find_config(config)
     cfg = load_config(path, args.opts if opts is None else opts)
     if weights is None and folder is None and cfg.MODEL.WEIGHTS:
         weights = cfg.MODEL.WEIGHTS
-    if "://" in str(weights):
-        raise ValueError(f"--{prefix}weights {weights} is an address: download the file, look it over, and give its path")
+    refuse_address(f"--{prefix}weights", weights)
     weights = (Path(cfg.OUTPUT_DIR) if folder is None else folder) / "model_final.pth" if weights is None else Path(weights)
     if not weights.is_file():
         raise FileNotFoundError(f"--{prefix}weights {weights} do not exist (looked for them from {Path.cwd()})")

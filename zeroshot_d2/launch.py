@@ -18,7 +18,7 @@ from detectron2.engine import launch as launch_d2
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from .checkpoint import Checkpointer
+from .checkpoint import Checkpointer, refuse_address
 from .cli import find_config, load_config
 from .startup import check_datasets
 from .system import all_systems
@@ -130,8 +130,7 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
             "--eval-only needs weights: add `MODEL.WEIGHTS path`, or `--resume` for the last checkpoint in "
             f"OUTPUT_DIR ({cfg.OUTPUT_DIR}), or `MODEL.WEIGHTS ''` to evaluate random weights on purpose"
         )
-    if "://" in weights:
-        raise ValueError(f"MODEL.WEIGHTS {weights} is an address: download the file, look it over, and give its path")
+    refuse_address("MODEL.WEIGHTS", weights)
     if weights and not Path(weights).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist (looked for it from {Path.cwd()})")
 

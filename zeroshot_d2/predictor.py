@@ -20,7 +20,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image, ImageOps
 
-from .checkpoint import Checkpointer, Knowledge
+from .checkpoint import Checkpointer, Knowledge, refuse_address
 from .class_split import ClassSplit
 from .images import MAX_PIXELS, ImageArray, UnreadableImage, check_image_array, read_image, to_rgb
 from .pictures.colors import Color, class_colors
@@ -230,8 +230,7 @@ def check_weights_exist(cfg: CfgNode) -> None:
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         raise ValueError("MODEL.WEIGHTS is empty: a model with random weights would give random results")
-    if "://" in weights:
-        raise ValueError(f"MODEL.WEIGHTS {weights} is an address: download the file, look it over, and give its path")
+    refuse_address("MODEL.WEIGHTS", weights)
     if not Path(weights).is_file():
         raise FileNotFoundError(f"the weights {weights} do not exist (looked for them from {Path.cwd()}): train first")
 

@@ -13,6 +13,7 @@ import torch
 from comparisons import assert_close, assert_same_labels
 from filelock import FileLock
 from PIL import Image
+from predictor_contract import NO_IMAGE_ARRAYS
 from torch import nn
 
 from alignzeg_d2 import AlignZeg
@@ -227,17 +228,7 @@ def test_python_of_the_page(exported, predictor):
     assert scope["vocabulary"]["names"].tolist() == ["dark water", "zebra"]
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        None,
-        "photo.jpg",
-        np.zeros((8, 8), dtype=np.uint8),
-        np.zeros((8, 8, 4), dtype=np.uint8),
-        np.zeros((8, 8, 3), dtype=np.float32),
-        np.zeros((0, 8, 3), dtype=np.uint8),
-    ],
-)
+@pytest.mark.parametrize("image", NO_IMAGE_ARRAYS)
 def test_what_is_no_image_array_is_named(image):
     with pytest.raises(ValueError, match="expected an image as an array|must be .H, W, 3. uint8"):
         prepare_image(image, {})

@@ -12,6 +12,7 @@ import torch
 from comparisons import assert_close
 from filelock import FileLock
 from PIL import Image
+from predictor_contract import NO_IMAGE_ARRAYS
 
 from epsilon_d2.export import ExportableEpsilon, examples, export, prepare_image, read_description, vocabulary_inputs
 from epsilon_d2.predictor import EpsilonPredictor
@@ -179,17 +180,7 @@ def test_python_of_the_page(exported, tagger):
     assert scope["vocabulary"]["names"].tolist() == ["plain blue tile", "dark water", "zebra"]
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        None,
-        "photo.jpg",
-        np.zeros((8, 8), dtype=np.uint8),
-        np.zeros((8, 8, 4), dtype=np.uint8),
-        np.zeros((8, 8, 3), dtype=np.float32),
-        np.zeros((0, 8, 3), dtype=np.uint8),
-    ],
-)
+@pytest.mark.parametrize("image", NO_IMAGE_ARRAYS)
 def test_what_is_no_image_array_is_named(image):
     with pytest.raises(ValueError, match="expected an image as an array|must be .H, W, 3. uint8"):
         prepare_image(image, {})

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..cli import Parser, add_model_arguments, add_vocabulary_arguments, model_config, peek, set_vocabulary, system_of
+from ..cli import Parser, add_model_arguments, add_vocabulary_arguments, model_config, set_vocabulary
 from ..export import FORMATS, check_path
 from ..predictor import build_predictor
 
@@ -42,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         FileNotFoundError: the config or the weights do not exist.
         ValueError: the system cannot be exported, the vocabulary is faulty, or the file differs from the model.
     """
-    system = system_of(peek(argv))
     parser = Parser("python -m zeroshot_d2 export", __doc__)
     parser.add_argument("--format", choices=list(FORMATS), default="onnx")
     parser.add_argument("--output", required=True, type=Path, help="the file, ending with .onnx or .pt2")
@@ -51,12 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_model_arguments(parser)
     add_vocabulary_arguments(parser)
-    exporter = None if system is None else system.part("exporter")
-    if exporter is not None:
-        exporter.add_arguments(parser)
-    args = parser.parse(argv)
-    if exporter is None:
-        parser.fail("which model? Give --model FOLDER, or --config-file FILE and --weights FILE")
+    exporter, args = parser.parse_with_part(argv, "exporter")
     check_path(args.output, args.format)
     predictor = build_predictor(model_config(args))
     split = set_vocabulary(predictor, args)

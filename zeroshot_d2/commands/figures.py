@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..cli import Parser, peek, system_of
+from ..cli import Parser, peek, system_of, which_model
 from ..pictures.command import FigureCommand, picture_path
 from ..pictures.style import save_figure
 from ..system import TASKS, System, all_systems, resolve
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     figure.add_all_arguments(parser)
     args = parser.parse(words[1:])
     if figure.needs_model and args.model is None and args.config_file is None:
-        parser.fail("which model? Give --model FOLDER, or --config-file FILE and --weights FILE")
+        parser.fail(which_model())
     path = picture_path(args.output, name)
     save_figure(figure.draw(args), path)
     print(f"written: {path}")

@@ -25,10 +25,8 @@ from ..cli import (
     add_model_arguments,
     add_vocabulary_arguments,
     model_config,
-    peek,
     positive,
     set_vocabulary,
-    system_of,
 )
 from ..images import IMAGE_SUFFIXES, MAX_PIXELS, ImageArray
 from ..pictures.style import save_figure
@@ -159,7 +157,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         FileNotFoundError: the config, the weights or an input does not exist.
         ValueError: the vocabulary is faulty, or the weights do not fit the config.
     """
-    system = system_of(peek(argv))
     parser = Parser("python -m zeroshot_d2 predict", __doc__)
     parser.add_argument("--input", nargs="+", required=True, help="images, videos, folders, or patterns in quotes")
     parser.add_argument("--output", type=Path, help="folder of the results")
@@ -172,12 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_model_arguments(parser)
     add_vocabulary_arguments(parser)
-    writer_class = None if system is None else system.part("writer")
-    if writer_class is not None:
-        writer_class.add_arguments(parser)
-    args = parser.parse(argv)
-    if writer_class is None:
-        parser.fail("which model? Give --model FOLDER, or --config-file FILE and --weights FILE")
+    writer_class, args = parser.parse_with_part(argv, "writer")
     if args.output is None and (writer_class.needs_output or args.explain):
         parser.fail("--output FOLDER is missing")
 
