@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from zeroshot_d2 import __version__
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path) -> Path:
     """The interpreter of a new environment with the wheel; its other packages are those of this one."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [
@@ -38,7 +39,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-deps",
         "--no-build-isolation",
     ]
-    subprocess.run([*pip, "--wheel-dir", str(folder), str(ROOT)], check=True, capture_output=True)
+    with FileLock(shared_folder / "wheel.lock"):  # setuptools builds in one folder of the checkout
+        subprocess.run([*pip, "--wheel-dir", str(folder), str(ROOT)], check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
     assert __version__ in wheel.name
     environment = folder / "environment"
