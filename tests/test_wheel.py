@@ -88,7 +88,9 @@ def test_configs_and_data_are_inside(python: Path, folder: Path) -> None:
     assert second == "Epsilon" and third == "7586 847"
 
 
-def test_train_predict_and_export_outside_the_checkout(python: Path, folder: Path) -> None:
+@pytest.fixture(scope="module")
+def run(python: Path, folder: Path) -> Path:
+    """A run in ``folder``, trained by the installed wheel."""
     (folder / "mine.py").write_text(
         "from zeroshot_d2.demo_world import register_demo_world\n"
         "register_demo_world('mine_train', seed=5, num_images=8, vocabulary='seen')\n"
@@ -97,7 +99,11 @@ def test_train_predict_and_export_outside_the_checkout(python: Path, folder: Pat
     options = ["DATASETS.TRAIN", "('mine_train',)", "DATASETS.TEST", "('mine_val',)", "SOLVER.MAX_ITER", "2"]
     train = ["-m", "zeroshot_d2", "train", "--config-file", "demo/alignzeg.yaml", "--import", "mine.py"]
     call(python, folder, *train, "OUTPUT_DIR", "run", *options, "SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0")
-    assert json.loads((folder / "run" / "results.json").read_text())["mine_val"]["num_images"] == 4
+    return folder / "run"
+
+
+def test_train_predict_and_export_outside_the_checkout(python: Path, folder: Path, run: Path) -> None:
+    assert json.loads((run / "results.json").read_text())["mine_val"]["num_images"] == 4
     # mine_val is not registered now: the checkpoint carries the vocabulary.
     script = python.with_name("zeroshot-d2")
     done = subprocess.run(
@@ -111,6 +117,7 @@ def test_train_predict_and_export_outside_the_checkout(python: Path, folder: Pat
     assert len(json.loads((folder / "out" / "vocabulary.json").read_text())) == 38
 
 
+@pytest.mark.usefixtures("run")
 def test_the_web_page_starts_outside_the_checkout(python: Path, folder: Path) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
