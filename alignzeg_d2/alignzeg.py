@@ -9,7 +9,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ from alignzeg_d2.modeling.pbc import ClassIndicator
 from alignzeg_d2.modeling.pixel_decoder import PIXEL_DECODER_REGISTRY
 from alignzeg_d2.modeling.semantic_decoder import SEMANTIC_DECODER_REGISTRY
 from zeroshot_d2.checkpoint import Knowledge
-from zeroshot_d2.class_split import ClassSplit
+from zeroshot_d2.class_split import ClassSplit, Names
 from zeroshot_d2.clip.loader import checked_vision_tower, create_clip, fingerprint
 from zeroshot_d2.clip.text import ClipTextEmbeddings, get_templates
 from zeroshot_d2.frozen import leave_out_frozen
@@ -68,6 +68,7 @@ class AlignZeg(nn.Module):
         criterion: Criterion,
         postprocessor: Postprocessor,
         text_embeddings: ClipTextEmbeddings,
+        names: Names,
         clip_identity: dict[str, str],
         trained_classes: Collection[str],
         default_vocabulary: ClassSplit | None,
@@ -88,6 +89,7 @@ class AlignZeg(nn.Module):
             criterion: Eq. 8.
             postprocessor: corrects class logits at test time.
             text_embeddings: prompts -> T (K, D).
+            names: which texts of a vocabulary they are made of.
             clip_identity: name, tag and fingerprint of CLIP; written into checkpoints and compared when they are loaded.
             trained_classes: names and prompt texts of the classes that the model is trained on; they are "seen".
             default_vocabulary: of inputs that name neither a data set nor a vocabulary.
@@ -121,7 +123,8 @@ class AlignZeg(nn.Module):
         self.class_indicator = class_indicator
         self.criterion = criterion
         self.postprocessor = postprocessor
-        self.text_embeddings = text_embeddings
+        self.text_embeddings, self.names = text_embeddings, names
+        self.result_facts = {"class_names": names, "templates": list(text_embeddings.templates)}
         self.trained_classes = frozenset(trained_classes)
         self.default_vocabulary = default_vocabulary
         self.output = output
@@ -135,6 +138,8 @@ class AlignZeg(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         alignzeg = cfg.MODEL.ALIGNZEG
+        if alignzeg.CLIP.NAMES not in get_args(Names):
+            raise ValueError(f"MODEL.ALIGNZEG.CLIP.NAMES must be one of {get_args(Names)}, got {alignzeg.CLIP.NAMES!r}")
         clip = create_clip(alignzeg.CLIP.NAME, alignzeg.CLIP.PRETRAINED)
         visual = checked_vision_tower(clip, alignzeg.CLIP.NAME)
         identity = {
@@ -150,7 +155,8 @@ class AlignZeg(nn.Module):
         )
         for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             if is_registered(dataset):
-                text_embeddings(split_of_dataset(dataset).prompts, clip=clip)  # while the text tower is at hand
+                # while the text tower is at hand
+                text_embeddings(split_of_dataset(dataset).prompts_for(alignzeg.CLIP.NAMES), clip=clip)
         knowledge = Knowledge.of_config(cfg, {"CLIP": identity})
 
         image_encoder = build_backbone(cfg)
@@ -195,6 +201,7 @@ class AlignZeg(nn.Module):
             "criterion": Criterion(cfg),
             "postprocessor": postprocessor,
             "text_embeddings": text_embeddings,
+            "names": alignzeg.CLIP.NAMES,
             "clip_identity": identity,
             "trained_classes": knowledge.trained,
             "default_vocabulary": knowledge.vocabulary,
@@ -242,7 +249,7 @@ class AlignZeg(nn.Module):
         )
         vocabulary = training_vocabulary(batched_inputs, self.default_vocabulary)
         check_range(sem_seg.tensor, len(vocabulary))
-        prototypes = self._prototypes(vocabulary)
+        prototypes = self.prototypes(vocabulary)
 
         mask_logits, features = self.extract_proposals(images.tensor)
         found = self.classify(features, prototypes)
@@ -311,7 +318,7 @@ class AlignZeg(nn.Module):
             for i, image_masks, image_features in zip(indices, mask_logits, features, strict=True):
                 inputs, image_size = batched_inputs[i], images[i].shape[-2:]
                 results[i] = segment(
-                    self.classify(image_features, self._prototypes(vocabularies[i])),
+                    self.classify(image_features, self.prototypes(vocabularies[i])),
                     image_masks.float(),
                     seen=self.seen_mask(vocabularies[i]),
                     postprocessor=self.postprocessor,
@@ -330,8 +337,9 @@ class AlignZeg(nn.Module):
         trained = torch.from_numpy(vocabulary.trained_mask(self.trained_classes))
         return (trained & torch.from_numpy(vocabulary.seen_mask)).to(self.device)
 
-    def _prototypes(self, vocabulary: ClassSplit) -> Tensor:
-        return self.text_embeddings(vocabulary.prompts).to(self.device)
+    def prototypes(self, vocabulary: ClassSplit) -> Tensor:
+        """Text prototypes T (K, D) of a vocabulary."""
+        return self.text_embeddings(vocabulary.prompts_for(self.names)).to(self.device)
 
     def _normalise(self, inputs: dict[str, Any]) -> Tensor:
         return (inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std

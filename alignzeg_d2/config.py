@@ -38,6 +38,9 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     alignzeg.CLIP.PROMPT_DROPOUT = 0.0
     # Train CLIP's position embeddings, as SAN does; then CLIP keeps what its backward pass needs, as with prompts.
     alignzeg.CLIP.TRAIN_POSITIONS = False
+    # What stands for a class in the templates: "released", the data set's own name, unchanged ("wall-brick", "road, route"),
+    # as in SAN, or "reworded", a text in plain words, the mean over synonyms ("brick wall"; "road" and "route").
+    alignzeg.CLIP.NAMES = "released"
     # Text templates: "vild" (14), "imagenet" (80) or "single".
     alignzeg.CLIP.TEMPLATES = "vild"
 

@@ -127,7 +127,7 @@ class ExportableAlignZeg(nn.Module):
 
 def vocabulary_inputs(model: AlignZeg, vocabulary: ClassSplit) -> dict[str, Tensor]:
     """What ``--vocabulary-input`` asks for: ``prototypes`` (K, D) float and ``seen`` (K,) bool."""
-    return {"prototypes": model.text_embeddings(vocabulary.prompts).to(model.device), "seen": model.seen_mask(vocabulary)}
+    return {"prototypes": model.prototypes(vocabulary), "seen": model.seen_mask(vocabulary)}
 
 
 def prepare_image(image: npt.NDArray[np.uint8], description: Mapping[str, Any]) -> tuple[npt.NDArray[np.float32], int, int]:
@@ -234,7 +234,7 @@ def export(
         max_side=cfg.INPUT.MAX_SIZE_TEST,
         padding=tuple(cfg.MODEL.PIXEL_MEAN),
         names=None if vocabulary_input else vocabulary.names,
-        prompts=None if vocabulary_input else vocabulary.prompts,
+        prompts=None if vocabulary_input else vocabulary.prompts_for(model.names),
         unseen=None if vocabulary_input else vocabulary.unseen,
     )
     inputs = {"images": torch.zeros(2, 3, 3 * model.size_divisibility, 5 * model.size_divisibility, device=model.device)}

@@ -188,7 +188,7 @@ def draw_tsne(args: argparse.Namespace) -> Figure:
         features, classes = features[kept], classes[kept]
         texts = np.zeros((0, features.shape[1]))
         if args.prototypes:
-            texts = predictors[name].model.text_embeddings(split.prompts).float().cpu().numpy()[chosen]
+            texts = predictors[name].model.prototypes(split).float().cpu().numpy()[chosen]
         positions = embed(np.concatenate([features, texts]).astype(np.float32), args.seed)
         panels[name] = EmbeddedFeatures(
             positions[: len(features)],

@@ -1,4 +1,4 @@
-"""Table 3 and Fig. 3 on the demo world: ``python -m benchmarks.epsilon_ablation --seeds 1 2 3 [--sweeps]``.
+"""Table 3 and Fig. 3 on the demo world: ``python -m benchmarks.epsilon_ablation --seeds 1 2 3 [--sweeps] [--readings]``.
 
 Trains every variant with every seed through ``train_net.py`` and prints Markdown tables: mean and sample standard deviation
 over the seeds of ZSL and GZSL mAP. Runs whose results are already there are not repeated, so an interrupted call goes on
@@ -16,6 +16,7 @@ from zeroshot_d2.storage import write_text
 
 METRICS = {"ZSL_mAP": "mAP ZSL", "GZSL_mAP": "mAP GZSL"}
 GROUPS, LAMBDA = "MODEL.EPSILON.NUM_GROUPS", "MODEL.EPSILON.LOSS.LAMBDA"
+RANK_FORM, VARIANCE = "MODEL.EPSILON.LOSS.RANK_FORM", "MODEL.EPSILON.LOSS.VARIANCE"
 
 # {row: (config, options)}; the letters are the paper's.
 TABLE_3 = {
@@ -32,7 +33,27 @@ FIG_3A = {f"M = {m}": ("epsilon.yaml", (GROUPS, str(m)) if m != 8 else ()) for m
 LAMBDAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.9)
 FIG_3B = {f"lambda = {x}": ("epsilon.yaml", (LAMBDA, str(x)) if x != 0.003 else ()) for x in LAMBDAS}
 
+# Readings of Eq. 10 and Eq. 12 (readings 13, 15 and 26 of the paper map): {title: (form of L_r, variance of L_reg)}.
+READINGS = {
+    "alpha as printed, Eq. 12 over the groups": ("paper", "groups"),
+    "SDL's form, Eq. 12 over the groups": ("sdl", "groups"),
+    "alpha as printed, Eq. 12 within each group's vector": ("paper", "within"),
+}
+RATES = {"": "2.0e-3", ", half the learning rate": "1.0e-3"}
+
 Variant = tuple[str, tuple[str, ...]]
+
+
+def reading(rank_form: str, variance: str) -> dict[str, Variant]:
+    """The rows of one reading: lambda over the range of Fig. 3b, at the demo's learning rate and at half of it."""
+    return {
+        f"lambda = {x}{title}": (
+            "epsilon.yaml",
+            (RANK_FORM, rank_form, VARIANCE, variance, LAMBDA, str(x), "SOLVER.BASE_LR", rate),
+        )
+        for title, rate in RATES.items()
+        for x in (0.01, 0.1, 0.3, 0.5, 0.9)
+    }
 
 
 def folder_of(variant: Variant, seed: int, output: Path) -> Path:
@@ -67,11 +88,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         output="output/epsilon_ablation",
     )
     parser.add_argument("--sweeps", action="store_true", help="Fig. 3 too: the number of groups, and lambda")
+    parser.add_argument("--readings", action="store_true", help="Fig. 3b in each reading of Eq. 10 and Eq. 12")
     args = parser.parse(argv)
 
     tables: dict[str, Mapping[str, Variant]] = {"Table 3, components": TABLE_3}
     if args.sweeps:
         tables |= {"Fig. 3a, number of groups": FIG_3A, "Fig. 3b, weight of the regularizer": FIG_3B}
+    if args.readings:
+        tables |= {f"Fig. 3b, {title}": reading(*forms) for title, forms in READINGS.items()}
     variants = sorted({variant for rows in tables.values() for variant in rows.values()})
     runs.run_all(run, variants, args)
     report = "\n".join(table(title, rows, args) for title, rows in tables.items())

@@ -110,6 +110,7 @@ class Epsilon(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         leave_out_frozen(self, ["backbone"], frozen_record)
+        self.result_facts = frozen_record
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -31,6 +31,8 @@ NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*
 class RandomVectors:
     """In place of text prototypes and word vectors, whose towers and files are as large as everything else together."""
 
+    templates = ("a photo of a {}.",)
+
     def __init__(self, width: int) -> None:
         self.width = width
 

@@ -56,6 +56,7 @@ def test_train_two_steps_and_evaluate(release, name, view, root, demo_cfg):
     results = json.loads((root / "output/results.json").read_text())
     assert results[f"{name}_val"]["protocol"] == "GZS3" and results[f"{name}_val_unseen"]["protocol"] == "ZS3"
     for dataset, numbers in results.items():
+        assert numbers["model"]["class_names"] == "released"
         assert list(numbers["IoU"]) == MetadataCatalog.get(dataset).stuff_classes
         assert numbers["mIoU"] is None or 0 <= numbers["mIoU"] <= 100
 

@@ -18,6 +18,11 @@ import numpy.typing as npt
 Vocabulary = Literal["all", "seen", "unseen"]
 """The part of a split that a data set's vocabulary holds."""
 
+Names = Literal["released", "reworded"]
+"""Which texts stand for the classes: those of the data set's release, unchanged, or the prompts."""
+
+_FIELDS = ("names", "unseen", "prompts", "aliases", "released")
+
 BoolArray = npt.NDArray[np.bool_]
 IndexArray = npt.NDArray[np.int64]
 
@@ -49,6 +54,8 @@ class ClassSplit:
             prototype of a class is the mean over them. Empty: the names themselves.
         aliases: what other data sets call each class ("sofa" is "couch" elsewhere), one per name, separated by ``|``,
             possibly empty; never embedded, only asked by :meth:`trained_mask`.
+        released: what a data set's release calls each class, where that is not a good prompt: one text per name, unchanged,
+            whatever it looks like ("wall-brick", "road, route"). Empty: the prompts.
 
     Raises:
         ValueError: the vocabulary is empty or has a name twice; an unseen name is not in it; prompts do not
@@ -59,9 +66,10 @@ class ClassSplit:
     unseen: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    released: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("names", "unseen", "prompts"):
+        for field in ("names", "unseen", "prompts", "released"):
             object.__setattr__(self, field, _as_texts(getattr(self, field), field))
         object.__setattr__(self, "aliases", tuple(self.aliases) or ("",) * len(self.names))
         if not self.names:
@@ -80,8 +88,13 @@ class ClassSplit:
                 f"{len(self.prompts)} prompts for {len(self.names)} names: give one prompt per name "
                 "(synonyms separated by '|'), or none at all"
             )
-        if len(self.aliases) != len(self.names):
-            raise ValueError(f"{len(self.aliases)} aliases for {len(self.names)} names: give one per name, or none at all")
+        if not self.released:
+            object.__setattr__(self, "released", self.prompts)
+        for field in ("aliases", "released"):
+            if len(getattr(self, field)) != len(self.names):
+                raise ValueError(
+                    f"{len(getattr(self, field))} {field} for {len(self.names)} names: give one per name, or none at all"
+                )
         for name, synonyms in zip(self.names, self.synonyms, strict=True):
             if not synonyms:
                 raise ValueError(f"the prompt of class {name!r} holds no text besides '|'")
@@ -135,6 +148,7 @@ class ClassSplit:
             unseen=tuple(name for name in names if name in unseen),
             prompts=tuple(self.prompts[k] for k in kept),
             aliases=tuple(self.aliases[k] for k in kept),
+            released=tuple(self.released[k] for k in kept),
         )
 
     def only_seen(self) -> ClassSplit:
@@ -167,6 +181,16 @@ class ClassSplit:
             return self.only_unseen()
         raise ValueError(f"vocabulary must be one of {get_args(Vocabulary)}, got {vocabulary!r}")
 
+    def prompts_for(self, names: Names) -> tuple[str, ...]:
+        """The texts that stand for the classes: "released" or "reworded" (the prompts).
+
+        Raises:
+            ValueError: neither of them.
+        """
+        if names not in get_args(Names):
+            raise ValueError(f"class names are one of {get_args(Names)}, got {names!r}")
+        return self.released if names == "released" else self.prompts
+
     @property
     def texts(self) -> frozenset[str]:
         """All names and prompt texts: what a model that is trained on this vocabulary knows."""
@@ -194,7 +218,7 @@ class ClassSplit:
 
     def to_dict(self) -> dict[str, Any]:
         """Lists of strings that JSON and a checkpoint can hold; :meth:`from_dict` reads them."""
-        return {field: list(getattr(self, field)) for field in ("names", "unseen", "prompts", "aliases")}
+        return {field: list(getattr(self, field)) for field in _FIELDS}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> ClassSplit:
@@ -203,10 +227,10 @@ class ClassSplit:
         Raises:
             ValueError: a field is missing, or as the constructor.
         """
-        missing = [field for field in ("names", "unseen", "prompts", "aliases") if field not in content]
+        missing = [field for field in _FIELDS if field not in content]
         if missing:
             raise ValueError(f"a stored vocabulary lacks {missing}; it has {sorted(content)}")
-        return cls(**{field: tuple(content[field]) for field in ("names", "unseen", "prompts", "aliases")})
+        return cls(**{field: tuple(content[field]) for field in _FIELDS})
 
     def trained_mask(self, trained: Collection[str]) -> BoolArray:
         """(K,) bool, True where a model trained on the classes ``trained`` already knows the class.

@@ -89,7 +89,8 @@ class System:
             * "demo": class that :mod:`zeroshot_d2.commands.demo` uses.
         verbs: further verbs of the command line, {name: dotted name of a function (argv) -> exit status}.
 
-    The model may have ``trained_classes``, which :class:`zeroshot_d2.trainer.Trainer` sets, and ``frozen_record``, see
+    The model may have ``trained_classes``, which :class:`zeroshot_d2.trainer.Trainer` sets; ``result_facts``, a dict for
+    JSON of what its numbers depend on, which results.json holds beside them; and ``frozen_record``, see
     :mod:`zeroshot_d2.checkpoint`.
 
     Raises:

@@ -39,7 +39,7 @@ from .checkpoint import Checkpointer, ModelRecord
 from .metrics import numbers_only
 from .solver import build_lr_scheduler, build_optimizer, epochs_to_iterations
 from .startup import check_datasets, check_evaluation, check_warmup
-from .storage import write_json
+from .storage import PathLike, write_json
 from .system import find_system
 from .training_stream import DatasetDict, Mapper, Sample, TrainingLoader, WorkerDataset, seed_iteration
 
@@ -195,8 +195,15 @@ class Trainer(DefaultTrainer):
                 details = next(iter(by_task.values())) if len(by_task) == 1 else by_task
             results[dataset_name] = details
         if comm.is_main_process() and cfg.OUTPUT_DIR:
-            write_json(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, results)
+            write_results(cfg.OUTPUT_DIR, results, model)
         return results
+
+
+def write_results(folder: PathLike, results: Results, model: nn.Module) -> None:
+    """Write ``results.json``: the numbers of each data set, and under "model" what they depend on (``result_facts``)."""
+    facts = getattr(getattr(model, "module", model), "result_facts", None)
+    shown = {name: {**numbers, "model": facts} for name, numbers in results.items()} if facts else results
+    write_json(Path(folder) / RESULTS_FILE, shown)
 
 
 class ReportSkippedImages(HookBase):

@@ -348,3 +348,18 @@ def test_built_by_name(demo_cfg):
 def test_a_resolution_that_cuts_patches_of_clip_is_an_error(demo_model):
     with pytest.raises(ValueError, match=r"RESOLUTION=0.7 .* must be an integer"):
         demo_model("MODEL.ALIGNZEG.CLIP.RESOLUTION", 0.7)
+
+
+# ---- texts ----
+def test_released_or_reworded_names_stand_for_the_classes(demo_model, demo_cfg):
+    split = ClassSplit(["tile-red", "grass"], prompts=["plain red tile|red tile", "grass"], released=["tile-red", "grass"])
+    found = {}
+    for names in ("released", "reworded"):
+        model = demo_model("MODEL.ALIGNZEG.CLIP.NAMES", names)
+        assert model.result_facts["class_names"] == names and "a photo of a {}." in model.result_facts["templates"]
+        found[names] = model.prototypes(split)
+        assert torch.equal(found[names], model.text_embeddings(split.prompts_for(names)))
+    assert_close(found["released"][1], found["reworded"][1])
+    assert (found["released"][0] - found["reworded"][0]).abs().max() > 0.01
+    with pytest.raises(ValueError, match=r"MODEL.ALIGNZEG.CLIP.NAMES must be one of .*'released'.*, got 'plain'"):
+        build_model(demo_cfg("MODEL.ALIGNZEG.CLIP.NAMES", "plain"))

@@ -34,6 +34,17 @@ def test_subsets_keep_order_and_prompts():
     assert s.only_unseen() == ClassSplit(("tvmonitor",), ("tvmonitor",), ("tv monitor|television",))
 
 
+def test_released_names_stand_beside_prompts():
+    s = ClassSplit(["road", "cat"], unseen=["cat"], prompts=["road|route", "cat"], released=["road, route", "cat"])
+    assert s.prompts_for("released") == ("road, route", "cat") and s.prompts_for("reworded") == ("road|route", "cat")
+    assert s.only_unseen().prompts_for("released") == ("cat",)
+    assert ClassSplit(["a"], prompts=["x"]).prompts_for("released") == ("x",)  # where there is no other text
+    with pytest.raises(ValueError, match=r"one of \('released', 'reworded'\), got 'plain'"):
+        s.prompts_for("plain")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="1 released for 2 names"):
+        ClassSplit(["a", "b"], released=["a"])
+
+
 def test_prompts_default_to_names():
     assert ClassSplit(["a", "b"]).prompts == ("a", "b")
 
@@ -110,7 +121,7 @@ def test_a_split_goes_through_json():
     content = s.to_dict()
     del content["aliases"]
     with pytest.raises(
-        ValueError, match=r"a stored vocabulary lacks \['aliases'\]; it has \['names', 'prompts', 'unseen'\]"
+        ValueError, match=r"a stored vocabulary lacks \['aliases'\]; it has \['names', 'prompts', 'released', 'unseen'\]"
     ):
         ClassSplit.from_dict(content)
     with pytest.raises(ValueError, match="more than once"):

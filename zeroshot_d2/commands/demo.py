@@ -26,9 +26,9 @@ from ..checkpoint import Checkpointer
 from ..cli import Parser, find_config, positive
 from ..launch import check_weights, setup
 from ..pictures.report import Section, Table, render_report
-from ..storage import write_json, write_text
+from ..storage import write_text
 from ..system import System, all_systems, find_system
-from ..trainer import RESULTS_FILE, Results, Trainer
+from ..trainer import Results, Trainer, write_results
 
 
 @dataclass
@@ -126,7 +126,7 @@ def run_demo(system: System, args: argparse.Namespace) -> Path:
         folder = ["OUTPUT_DIR", str(run.output / "baseline"), "MODEL.DEVICE", cfg.MODEL.DEVICE, "SEED", str(cfg.SEED)]
         _, run.baseline, run.baseline_results = train_or_load(demo.BASELINE, [*opts, *folder], None)
     report = demo.report(run)
-    write_json(run.output / RESULTS_FILE, run.results)
+    write_results(run.output, run.results, run.model)
     path = run.output / "report.html"
     details: dict[str, Any] = {"All settings of this run": cfg.dump(), "All numbers": json.dumps(run.results, indent=2)}
     write_text(path, render_report(report.title, report.lead, report.table, report.explanations, report.sections, details))

@@ -70,8 +70,9 @@ def load_class_list(name: str) -> ClassList:
         split=ClassSplit(
             names=tuple(entry["name"] for entry in classes),
             unseen=tuple(content["unseen"]),
-            prompts=tuple(entry.get("prompt", entry["name"]) for entry in classes),
+            prompts=tuple(entry.get("prompt", entry.get("released", entry["name"])) for entry in classes),
             aliases=tuple(entry.get("aliases", "") for entry in classes),
+            released=tuple(entry.get("released", entry["name"]) for entry in classes),
         ),
         source=content["source"],
         class_ids=tuple(entry.get("id", entry["name"]) for entry in classes),

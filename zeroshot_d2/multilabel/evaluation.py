@@ -10,10 +10,13 @@ One pass over a data set gives, for the protocol in its metadata,
   Images),
   only images annotated for the class, as present or as absent, are ranked; a class that is not annotated is not present.
 * mAP is the mean over classes with a positive image; mAP_all_classes counts the others as 0, as the code of LESA does, and
-  BiAM's on NUS-WIDE. On Open Images BiAM's code averages over annotated classes, and its AP mixes in pairs of other classes,
-  so that it is no AP of a class: its numbers there cannot be compared with ours.
-* All of it twice: over all images, and over the "labelled" ones, those with a positive among the unseen classes (among
-  all, where there is no unseen one). Papers on NUS-WIDE use either, and their precision differs by a factor of 1.286.
+  BiAM's on NUS-WIDE. mAP_BiAM is what BiAM's code averages on Open Images: see
+  :func:`zeroshot_d2.multilabel.ranking.pooled_average_precision`; it is printed where labels are incomplete, over the images
+  that this code takes (those with a positive among the classes that are ranked).
+* All of it three times: over all images, over the "labelled" ones, those with a positive among the unseen classes, and over
+  those with a positive among any ("labelled_any"); the last two are the same where nothing, or everything, is unseen, and
+  are then given once. Papers on NUS-WIDE use all images or the labelled ones, and their precision differs by a factor of
+  1.286; BiAM's code takes the labelled ones for ZSL and the others for GZSL on Open Images.
 
 Shapes: N images, B of a batch, K classes, A annotated (image, class) pairs. All numbers are in percent.
 """
@@ -38,10 +41,12 @@ from ..class_split import ClassSplit
 from ..metrics import numbers_only
 from .ranking import (
     BoolArray,
+    FlagArray,
     Float32Array,
     IntArray,
     average_precision,
     hits_at,
+    pooled_average_precision,
     precision_recall_f1,
     ranked,
 )
@@ -50,7 +55,9 @@ from .score_file import ScoreFile
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SETS = ("all", "labelled")
+IMAGE_SETS = {"labelled": "labelled_images", "labelled_any": "labelled_any_images"}
+"""Sets of images beside "all": {name: the key of their numbers among the results}."""
+
 _CLASSES_PER_BLOCK = 64  # classes that are read back at once
 
 
@@ -137,7 +144,11 @@ class MultiLabelEvaluator(DatasetEvaluator):
                     f"{task or 'classification'} on data set {dataset_name!r}"
                 )
         # Of the 81 concepts of NUS-WIDE an image may have none: it is not "labelled".
-        self._labelling = self._split.unseen_mask if self._split.unseen else np.ones(len(self._split), dtype=bool)
+        every = np.ones(len(self._split), dtype=bool)
+        self._labelling = {"labelled": self._split.unseen_mask if self._split.unseen else every}
+        if not self._labelling["labelled"].all():
+            self._labelling["labelled_any"] = every
+        self._image_sets = ("all", *self._labelling)
         self._distributed = distributed
         self._folder = folder
         self._scores: ScoreFile | None = None
@@ -149,9 +160,9 @@ class MultiLabelEvaluator(DatasetEvaluator):
             self._scores.close()
         self._scores = ScoreFile(len(self._split), self._folder) if self._complete else None
         self._annotations = Annotations()
-        self._labelled: list[BoolArray] = []
+        self._labelled: list[FlagArray] = []
         self._num_images = 0
-        self._counts = {(task, images): Counts() for task in self._tasks for images in IMAGE_SETS}
+        self._counts = {(task, images): Counts() for task in self._tasks for images in self._image_sets}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Take a batch.
@@ -181,14 +192,18 @@ class MultiLabelEvaluator(DatasetEvaluator):
                     self._annotations.score.append(scores[row, labels])
         if self._scores is not None:
             self._scores.add(scores)
-        labelled: BoolArray = np.asarray(positive[:, self._labelling].any(axis=1))
-        self._labelled.append(labelled)
+        chosen: dict[str, BoolArray] = {"all": np.ones(len(inputs), dtype=bool)}
+        flags = np.zeros(len(inputs), dtype=np.uint8)
+        for bit, (images, mask) in enumerate(self._labelling.items()):
+            chosen[images] = np.asarray(positive[:, mask].any(axis=1))
+            flags |= chosen[images].astype(np.uint8) << bit
+        self._labelled.append(flags)
         self._num_images += len(inputs)
         for task, mask in self._tasks.items():
             hits = hits_at(scores[:, mask], positive[:, mask], self._top_k)
-            for images, chosen in zip(IMAGE_SETS, (np.ones_like(labelled), labelled), strict=True):
+            for images, rows in chosen.items():
                 self._counts[task, images].add(
-                    Counts(int(chosen.sum()), int(positive[chosen][:, mask].sum()), hits[chosen].sum(axis=0))
+                    Counts(int(rows.sum()), int(positive[rows][:, mask].sum()), hits[rows].sum(axis=0))
                 )
 
     def _checked_scores(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Float32Array:
@@ -224,17 +239,20 @@ class MultiLabelEvaluator(DatasetEvaluator):
 
         Returns:
             {"protocol", "<task>_mAP", "<task>_mAP_all_classes", "<task>_P@K", "<task>_R@K", "<task>_F1@K",
-            "num_images", "labelled_images": {the same over labelled images}, "num_classes": {task: (with a positive, all)},
+            "num_images", "labelled_images" and "labelled_any_images": {the same over these, and "<task>_mAP_BiAM"},
+            "num_classes": {task: (with a positive, all)},
             "AP": {class: AP}}; None where a number is not defined. On other processes than the main one: None.
         """
         counts = self._gathered_counts()
         absences = sum(int((~present).sum()) for present in self._annotations.positive)
         num_absences = sum(comm.all_gather(absences)) if self._distributed else absences
-        ap = {images: np.full(len(self._split), np.nan) for images in IMAGE_SETS}
+        ap = {images: np.full(len(self._split), np.nan) for images in self._image_sets}
         for klass, scores, positive, labelled in self._columns():
-            ranked_positive, ranked_labelled = ranked(scores, positive, labelled)
+            ranked_positive, flags = ranked(scores, positive, labelled)
             ap["all"][klass] = 100 * average_precision(ranked_positive)
-            ap["labelled"][klass] = 100 * average_precision(ranked_positive[ranked_labelled])
+            for bit, images in enumerate(self._labelling):
+                ap[images][klass] = 100 * average_precision(ranked_positive[flags >> bit & 1 == 1])
+        pairs = None if self._complete else self._gathered_pairs()
         if not self._complete and not num_absences:
             if comm.is_main_process():
                 logger.warning(NO_NEGATIVES, self._dataset_name)
@@ -243,7 +261,13 @@ class MultiLabelEvaluator(DatasetEvaluator):
         if self._distributed and not comm.is_main_process():
             return None
         results: dict[str, Any] = {"protocol": self._protocol, **self._numbers("all", counts, ap["all"])}
-        results["labelled_images"] = self._numbers("labelled", counts, ap["labelled"])
+        for images in self._labelling:
+            results[IMAGE_SETS[images]] = self._numbers(images, counts, ap[images])
+        if pairs is not None and num_absences:
+            for task, mask in self._tasks.items():
+                # The images with a positive among the classes that are ranked.
+                images = "labelled_any" if mask.all() and "labelled_any" in self._labelling else "labelled"
+                results[IMAGE_SETS[images]][f"{task}_mAP_BiAM".lstrip("_")] = self._mean_of_biam(pairs, mask)
         results["num_classes"] = {
             task or "all": [int((~np.isnan(ap["all"][mask])).sum()), int(mask.sum())] for task, mask in self._tasks.items()
         }
@@ -261,13 +285,36 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 total[key].add(counts)
         return total
 
-    def _columns(self) -> Iterator[tuple[int, Float32Array, BoolArray, BoolArray]]:
-        """For each class: its index, and scores, presence and labelled-ness of the images ranked for it.
+    def _gathered_pairs(self) -> dict[str, npt.NDArray[Any]]:
+        """The annotated pairs of all processes, on the main one, the images numbered through."""
+        pairs = self._annotations.arrays()
+        parts = comm.gather((pairs, self._num_images)) if self._distributed else [(pairs, self._num_images)]
+        if not parts:
+            return pairs
+        starts = np.cumsum([0, *(num_images for _, num_images in parts)])
+        shifted = [{**part, "image": part["image"] + start} for (part, _), start in zip(parts, starts[:-1], strict=True)]
+        return {key: np.concatenate([part[key] for part in shifted]) for key in pairs}
+
+    @staticmethod
+    def _mean_of_biam(pairs: Mapping[str, npt.NDArray[Any]], mask: BoolArray) -> float | None:
+        """BiAM's mean over the classes of ``mask``, in percent: of all of them for ZSL, of the annotated ones for GZSL."""
+        inside = mask[pairs["klass"]]
+        positive_images = np.unique(pairs["image"][inside & pairs["positive"]])
+        inside &= np.isin(pairs["image"], positive_images)
+        image, klass, score, positive = (pairs[key][inside] for key in ("image", "klass", "score", "positive"))
+        if not len(image):
+            return None
+        ap = pooled_average_precision(image, klass, score, positive, len(mask))
+        averaged = np.isin(np.arange(len(mask)), klass) if mask.all() else mask
+        return 100 * float(np.nan_to_num(ap[averaged]).mean())
+
+    def _columns(self) -> Iterator[tuple[int, Float32Array, BoolArray, FlagArray]]:
+        """For each class: its index, and scores, presence and image sets (a bit each) of the images ranked for it.
 
         On the main process; the others take part in gathering and yield nothing.
         """
         labels = self._annotations.arrays()
-        labelled = np.concatenate([np.empty(0, dtype=bool), *self._labelled])
+        labelled = np.concatenate([np.empty(0, dtype=np.uint8), *self._labelled])
         order = np.argsort(labels["klass"], kind="stable")
         klass, image, positive = (labels[name][order] for name in ("klass", "image", "positive"))
         for start in range(0, len(self._split), _CLASSES_PER_BLOCK):
@@ -335,18 +382,28 @@ def table_of_results(results: Mapping[str, Mapping[str, Any]]) -> tuple[list[str
     Returns:
         texts, percent; "-" where a number is not defined.
     """
-    rows, headings = [], ["data set", "task", "image set", "images", "classes", "mAP", "mAP, none = 0"]
+    first = ["data set", "task", "image set", "images", "classes", "mAP", "mAP, none = 0"]
+    rows, headings = [], first
+    if any("mAP_BiAM" in key for numbers in results.values() for source in _sets(numbers).values() for key in source):
+        headings = first = [*first, "mAP, BiAM's"]
     for dataset, numbers in results.items():
         for task, (with_positive, every) in numbers["num_classes"].items():
             prefix = "" if task == "all" else f"{task}_"
-            for images, source in zip(IMAGE_SETS, (numbers, numbers["labelled_images"]), strict=True):
+            for images, source in _sets(numbers).items():
                 top = [key.removeprefix(prefix) for key in source if "@" in key and key.startswith(prefix)]
-                headings = [*headings[:7], *top]
-                values = [source[f"{prefix}{key}"] for key in ("mAP", "mAP_all_classes", *top)]
+                headings = [*first, *top]
+                means = ("mAP", "mAP_all_classes", "mAP_BiAM")[: len(first) - 5]
+                values = [source.get(f"{prefix}{key}") for key in (*means, *top)]
                 shown = ["-" if value is None else f"{value:.1f}" for value in values]
                 label = "classification" if task == "all" else task
-                rows.append([dataset, label, images, str(source["num_images"]), f"{with_positive} of {every}", *shown])
+                counts = [str(source["num_images"]), f"{with_positive} of {every}"]
+                rows.append([dataset, label, images.replace("_", ", "), *counts, *shown])
     return headings, rows
+
+
+def _sets(numbers: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """{set of images: its numbers}."""
+    return {"all": numbers, **{name: numbers[key] for name, key in IMAGE_SETS.items() if key in numbers}}
 
 
 def format_multilabel_table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -20,34 +20,64 @@ from ..metrics import harmonic_mean
 BoolArray = npt.NDArray[np.bool_]
 Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+FlagArray = npt.NDArray[np.uint8]
 
 
-def ranked(scores: Float32Array, positive: BoolArray, flag: BoolArray | None = None) -> tuple[BoolArray, BoolArray]:
+def ranked(scores: Float32Array, positive: BoolArray, flags: FlagArray | None = None) -> tuple[BoolArray, FlagArray]:
     """Sort along the last axis by falling score; of equal scores the negatives come first.
 
     Args:
         scores, positive: of one shape.
-        flag: carried along, as the third key.
+        flags: carried along, as the third key.
 
     Returns:
-        ``positive`` and ``flag`` in the sorted order.
+        ``positive`` and ``flags`` in the sorted order.
     """
     # One integer per entry, whose order is the wanted one: the bits of a float sort like integers once those of
     # negative numbers are inverted. It is several times faster than sorting by several keys.
     bits = np.ascontiguousarray(scores + np.float32(0), dtype=np.float32).view(np.uint32)  # + 0 turns -0 into 0
     rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    keys = (~rising).astype(np.uint64) << np.uint64(2)
-    keys |= positive.astype(np.uint64) << np.uint64(1)
-    if flag is not None:
-        keys |= flag.astype(np.uint64)
+    keys = (~rising).astype(np.uint64) << np.uint64(9)
+    keys |= positive.astype(np.uint64) << np.uint64(8)
+    if flags is not None:
+        keys |= flags.astype(np.uint64)
     keys.sort(axis=-1)
-    return (keys & np.uint64(2)).astype(bool), (keys & np.uint64(1)).astype(bool)
+    return (keys & np.uint64(1 << 8)).astype(bool), keys.astype(np.uint8)
 
 
 def average_precision(ranked_positive: BoolArray) -> float:
     """AP in [0, 1] of one class, from (N,) whether the image at each rank has it; NaN without a positive."""
     ranks = np.flatnonzero(ranked_positive) + 1
     return float((np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else float("nan")
+
+
+def pooled_average_precision(
+    image: npt.NDArray[np.int32], klass: npt.NDArray[np.int32], scores: Float32Array, positive: BoolArray, num_classes: int
+) -> npt.NDArray[np.float64]:
+    """What BiAM's code calls a class's AP on Open Images: that of *all* annotated pairs of the images annotated for it.
+
+    It ranks pairs of other classes too, so it is no AP of a class, but published numbers are means of it.
+
+    Args:
+        image, klass, scores, positive: of the annotated (image, class) pairs, all (P,).
+        num_classes: C.
+
+    Returns:
+        (C,) in [0, 1]; NaN for a class that no image is annotated for, or whose images have no positive at all.
+    """
+    order = np.argsort(image, kind="stable")
+    image, klass, scores, positive = image[order], klass[order], scores[order], positive[order]
+    _, first, size = np.unique(image, return_index=True, return_counts=True)
+    group = np.repeat(np.arange(len(size)), size)
+    by_class = np.argsort(klass, kind="stable")
+    bounds = np.searchsorted(klass[by_class], np.arange(num_classes + 1))
+    result = np.full(num_classes, np.nan)
+    for k in range(num_classes):
+        groups = group[by_class[bounds[k] : bounds[k + 1]]]
+        if len(groups):
+            pairs = np.concatenate([np.arange(first[g], first[g] + size[g]) for g in groups])
+            result[k] = average_precision(ranked(scores[pairs], positive[pairs])[0])
+    return result
 
 
 def hits_at(scores: Float32Array, positive: BoolArray, top_k: Sequence[int]) -> IntArray:

@@ -47,6 +47,21 @@ def test_prompts_are_words_and_names_stay_those_of_the_release():
     coco = load_class_list("coco_stuff_164k").split
     assert coco.prompts[coco.names.index("wall-concrete")] == "concrete wall"
     assert not [prompt for prompt in coco.prompts if prompt.endswith(("-other", "-stuff"))]
+    assert coco.released == coco.names and voc.released == voc.names  # as SAN gives them to CLIP
+
+
+def test_released_names_of_ade20k_are_one_text_with_all_synonyms():
+    small, large = (load_class_list(f"ade20k_{n}").split for n in (150, 847))
+    assert small.released[small.names.index("road")] == "road, route"
+    assert large.released[large.names.index("toilet")].startswith("toilet, can, commode")
+    for split in (small, large):
+        different = [k for k in range(len(split)) if split.released[k] != split.prompts[k]]
+        assert different == [k for k, synonyms in enumerate(split.synonyms) if len(synonyms) > 1]
+
+
+def test_released_names_of_open_images_have_no_mid():
+    images = load_class_list("open_images_v4").split
+    assert images.released == images.prompts and not [text for text in images.released if "/m/" in text]
 
 
 def test_foreign_spellings_of_trained_classes_are_known():

@@ -28,7 +28,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from zeroshot_d2 import ClassSplit
-from zeroshot_d2.multilabel.evaluation import MultiLabelEvaluator
+from zeroshot_d2.multilabel.evaluation import MultiLabelEvaluator, format_multilabel_table
 from zeroshot_d2.multilabel.registration import register_multilabel
 
 NAME = "test_evaluation_references"
@@ -86,10 +86,11 @@ def sklearn_ap(scores: Scores, signs: Signs, complete: bool) -> npt.NDArray[np.f
 
 
 def image_sets(results: dict[str, Any], signs: Signs) -> list[tuple[dict[str, Any], npt.NDArray[np.bool_]]]:
-    """Our numbers and the images they are about: all of them, and those with an unseen class."""
-    labelled = (signs[:, UNSEEN] == 1).any(axis=1)
-    assert 0 < labelled.sum() < len(signs)
-    return [(results, np.ones_like(labelled)), (results["labelled_images"], labelled)]
+    """Our numbers and the images they are about: all of them, those with an unseen class, and those with any."""
+    labelled, labelled_any = (signs[:, UNSEEN] == 1).any(axis=1), (signs == 1).any(axis=1)
+    assert 0 < labelled.sum() < labelled_any.sum() < len(signs)
+    sets = {"labelled_images": labelled, "labelled_any_images": labelled_any}
+    return [(results, np.ones_like(labelled)), *((results[key], images) for key, images in sets.items())]
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -147,6 +148,34 @@ def test_precision_recall_f1_at_k_against_sklearn(seed, complete):
                 )
                 found = [numbers[f"{task}_{letter}@{k}"] for letter in ("P", "R", "F1")]
                 assert found == pytest.approx([100 * float(value) for value in expected[:3]])
+
+
+@pytest.mark.parametrize("seed", range(13, 16))
+def test_mean_of_biam_against_its_description(seed):
+    """Its AP of a class ranks every annotated pair of the images that are annotated for the class, with a positive in the
+    task; for GZSL it averages over the annotated classes, for ZSL over all, those without a positive counting 0."""
+    scores, signs = random_case(seed)
+    signs[:, 0] = 0  # a class that nobody annotated
+    results = ours(scores, signs, complete=False)
+    for task, source in (("ZSL", "labelled_images"), ("GZSL", "labelled_any_images")):
+        classes = TASKS[task]
+        images = (signs[:, classes] == 1).any(axis=1)
+        chosen, chosen_signs = scores[np.ix_(images, classes)], signs[np.ix_(images, classes)]
+        ap = np.zeros(len(classes))
+        for k in range(len(classes)):
+            rows = chosen_signs[:, k] != 0
+            pairs = chosen_signs[rows] != 0
+            if pairs.any() and (chosen_signs[rows] == 1).any():
+                ap[k] = 100 * average_precision_score(chosen_signs[rows][pairs] == 1, chosen[rows][pairs])
+        averaged = (chosen_signs != 0).any(axis=0) if task == "GZSL" else np.ones(len(classes), dtype=bool)
+        assert results[source][f"{task}_mAP_BiAM"] == pytest.approx(ap[averaged].mean())
+        assert abs(results[source][f"{task}_mAP_BiAM"] - results[source][f"{task}_mAP"]) > 0.01
+    assert "mAP, BiAM's" in format_multilabel_table({"test": results})
+
+
+def test_mean_of_biam_is_that_of_incomplete_labels():
+    results = ours(*random_case(16), complete=True)
+    assert not [key for key in (*results, *results["labelled_images"], *results["labelled_any_images"]) if "BiAM" in key]
 
 
 def test_with_ties_ours_is_never_above_sklearn():
