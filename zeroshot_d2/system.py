@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -238,6 +237,9 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+    except SyntaxError as error:
+        del sys.modules[name]
+        raise ValueError(f"--import {path} is no Python: line {error.lineno}: {error.msg}; correct it") from error
     except BaseException:
         del sys.modules[name]
         raise
@@ -259,10 +261,21 @@ class WithImports:
         self.value = value
 
     def __reduce__(self) -> Any:
-        return _restore_with_imports, (imported_modules(), pickle.dumps(self.value))
+        # Unpickled in this order: what is imported, then the value. The pickler is the caller's, which shares tensors.
+        return _restored, (_Imports(), self.value)
 
 
-def _restore_with_imports(modules: list[str], pickled: bytes) -> WithImports:
+class _Imports:
+    """Unpickled, it imports what ``--import`` named in the process that pickled it."""
+
+    def __reduce__(self) -> Any:
+        return _import_all, (imported_modules(),)
+
+
+def _import_all(modules: list[str]) -> None:
     for module in modules:
         import_module(module)
-    return WithImports(pickle.loads(pickled))
+
+
+def _restored(imports: None, value: Any) -> WithImports:
+    return WithImports(value)

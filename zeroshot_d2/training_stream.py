@@ -4,6 +4,8 @@ Sample p (p = 0, 1, 2, ...) is the image ``permutation(seed, epoch)[p mod n]`` o
 random numbers that depend on (seed, p) only. Iteration i takes positions i*B ... (i+1)*B - 1, B being the total batch
 size, and process r of W takes every W-th of them. So the content of a batch depends neither on the number of processes
 nor on the number of loader workers, and a resumed run goes on with exactly the samples that it would have had.
+
+A sample brings a seed for what the model draws for this image, again a function of (seed, p): see :func:`image_seeds`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,10 @@ import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.build import build_batch_data_loader
 from detectron2.utils import comm
+from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import Dataset, Sampler
 
+from .processes import use_served_forks
 from .system import WithImports
 
 logger = logging.getLogger(__name__)
@@ -31,7 +36,7 @@ Sample = dict[str, Any]
 Mapper = Callable[[DatasetDict], "Sample | None"]
 
 # One number per use, so that two uses of one seed never share a random sequence.
-_EPOCH_ORDER, _AUGMENTATION, _REPLACEMENT, _ITERATION = range(4)
+_EPOCH_ORDER, _AUGMENTATION, _REPLACEMENT, _ITERATION, _MODEL = range(5)
 # After so many unreadable images in a row the fault is the data folder, not an image.
 MAX_REPLACEMENTS = 100
 
@@ -45,13 +50,45 @@ def _seed_words(seed: int, *key: int) -> tuple[int, int]:
 def seed_iteration(seed: int, iteration: int) -> None:
     """Seed Python, numpy and torch (all devices) for the model's own randomness in one iteration.
 
-    All processes get the same numbers, whatever was drawn before: dropout or sampled points of a resumed run are those
-    of the uninterrupted one.
+    All processes get the same numbers, whatever was drawn before: the dropout of a resumed run is that of the uninterrupted
+    one.
     """
     numpy_seed, torch_seed = _seed_words(seed, _ITERATION, iteration)
     random.seed(torch_seed)
     np.random.seed(numpy_seed)  # noqa: NPY002  (the global state is what models and augmentations draw from)
     torch.manual_seed(torch_seed)
+
+
+_seeds_of_batch: ContextVar[tuple[int, ...] | None] = ContextVar("seeds of the batch", default=None)
+
+
+@contextlib.contextmanager
+def using_seeds(inputs: Sequence[Sample]) -> Iterator[None]:
+    """Within the block :func:`image_seeds` gives the seeds that these samples of :class:`SampleStream` bring."""
+    seeds = tuple(sample["seed"] for sample in inputs if "seed" in sample)
+    token = _seeds_of_batch.set(seeds if len(seeds) == len(inputs) else None)
+    try:
+        yield
+    finally:
+        _seeds_of_batch.reset(token)
+
+
+def image_seeds(count: int) -> tuple[int, ...]:
+    """A seed for each of the ``count`` images of the batch, for what a model draws for this image in this iteration.
+
+    With numbers from a generator of its own, an image gets the same ones in whichever process it is. Samples that bring no
+    seed, or no :func:`using_seeds`, get one from torch's generator.
+    """
+    seeds = _seeds_of_batch.get()
+    if seeds is None:
+        return tuple(torch.randint(2**62, (count,)).tolist())
+    assert len(seeds) == count, f"{len(seeds)} samples, {count} images"
+    return seeds
+
+
+def image_generators(seeds: Sequence[int], device: torch.device) -> list[torch.Generator]:
+    """A generator on ``device`` for each of :func:`image_seeds`."""
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 
 @contextlib.contextmanager
@@ -97,7 +134,7 @@ class SampleStream(Dataset[tuple[Sample, list[str]]]):
             raise ValueError("the training stream has no images: DATASETS.TRAIN names no dataset or an empty one")
         # A list is serialised once and shared by the loader's workers, instead of a copy in each.
         self._dicts = DatasetFromList(dataset_dicts, copy=False) if isinstance(dataset_dicts, list) else dataset_dicts
-        self._mapper = mapper
+        self._mapper = PicklableWrapper(mapper)  # a lambda too can go to a worker
         self._seed = seed
         self._skip_unreadable = skip_unreadable
         self._epoch_order: tuple[int, np.ndarray] | None = None
@@ -121,7 +158,8 @@ class SampleStream(Dataset[tuple[Sample, list[str]]]):
             with augmentation_rng(self._seed, position):
                 sample = self._mapper(self._dicts[index])
             if sample is not None:
-                return sample, skipped
+                high, low = _seed_words(self._seed, _MODEL, position)
+                return {**sample, "seed": (high << 32 | low) >> 2}, skipped  # 62 bits: torch has no unsigned arithmetic
             skipped.append(str(self._dicts[index].get("file_name", f"image {index}")))
             if not self._skip_unreadable:
                 raise ValueError(
@@ -157,6 +195,7 @@ class TrainingLoader:
         skip_unreadable: replace samples that the mapper returns None for, instead of raising ``ValueError``.
 
     Attributes:
+        images: names of the images of the last batch.
         skipped: how often each unreadable file was replaced in this process so far.
     """
 
@@ -177,13 +216,16 @@ class TrainingLoader:
                 "choose a positive multiple of their number"
             )
         self.batch_size = batch_size
+        self.images: list[str] = []
         self.skipped: Counter[str] = Counter()
         self._stream = SampleStream(dataset_dicts, mapper, seed=seed, skip_unreadable=skip_unreadable)
         self._sampler = PositionSampler()
         # A seed of its own keeps the loader from drawing one out of the global generator, which would make the model's
         # random numbers depend on where the loader was started.
-        self._loader = build_batch_data_loader(
-            WorkerDataset(self._stream), self._sampler, batch_size, num_workers=num_workers, seed=seed
+        self._loader = use_served_forks(
+            build_batch_data_loader(
+                WorkerDataset(self._stream), self._sampler, batch_size, num_workers=num_workers, seed=seed
+            )
         )
 
     @property
@@ -202,4 +244,6 @@ class TrainingLoader:
                     if name not in self.skipped:
                         logger.warning("skipped unreadable %s, another image takes its place", name)
                     self.skipped[name] += 1
-            yield [sample for sample, _ in batch]
+            samples = [sample for sample, _ in batch]
+            self.images = [str(sample.get("file_name", sample.get("image_id"))) for sample in samples]
+            yield samples

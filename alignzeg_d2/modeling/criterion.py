@@ -6,13 +6,14 @@ D embedding, B background prototypes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness, point_sample
+from detectron2.projects.point_rend.point_features import point_sample
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from alignzeg_d2.modeling.losses import bce_loss, dense_points, dice_loss
 from alignzeg_d2.modeling.matcher import class_cost, mask_cost, match
 from alignzeg_d2.modeling.pbc import indicator_loss, select_negative_proposals
 from zeroshot_d2.segmentation.labels import IGNORE_LABEL
+from zeroshot_d2.training_stream import image_generators, image_seeds
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,14 @@ class Predictions:
     Attributes:
         class_logits: P (N, Q, C + 1), the background last.
         mask_logits: M (N, Q, h, w).
-        refined_features: F_cls (N, Q, D), unit length.
+        refined_features: F_cls (N, Q, D), unit length; None where L_vir is not wanted.
         indicator_logits: logits of I (N, Q), None for a model without PBC.
     """
 
     class_logits: Tensor
     mask_logits: Tensor
-    refined_features: Tensor
-    indicator_logits: Tensor | None
+    refined_features: Tensor | None = None
+    indicator_logits: Tensor | None = None
 
 
 class Criterion(nn.Module):
@@ -67,6 +69,7 @@ class Criterion(nn.Module):
         num_points: int,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
+        labels_at_points: str = "pixel",
         exclude_ignored_pixels: bool = False,
         feature_expansion: bool = True,
         mixup_alpha: float = 3.0,
@@ -79,6 +82,8 @@ class Criterion(nn.Module):
             ignore_label: the value of pixels without a seen class.
             num_points: points per mask of the mask loss; 0 takes every pixel, which makes it deterministic.
             oversample_ratio, importance_sample_ratio: of PointRend's sampling.
+            labels_at_points: "pixel" reads the label of the pixel in which a point lies, "bilinear" a class's share of the
+                four pixels around it.
             exclude_ignored_pixels: leave ignored pixels out of the mask loss instead of counting them as negatives.
             feature_expansion: whether L_vir is part of the objective.
             mixup_alpha: alpha of Eq. 2.
@@ -91,6 +96,7 @@ class Criterion(nn.Module):
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
+        self.share_at = _SHARE_AT[labels_at_points]
         self.exclude_ignored_pixels = exclude_ignored_pixels
         self.feature_expansion = feature_expansion
         self.mixup_alpha = mixup_alpha
@@ -115,6 +121,7 @@ class Criterion(nn.Module):
             "num_points": loss.NUM_POINTS,
             "oversample_ratio": loss.OVERSAMPLE_RATIO,
             "importance_sample_ratio": loss.IMPORTANCE_SAMPLE_RATIO,
+            "labels_at_points": loss.LABELS_AT_POINTS,
             "exclude_ignored_pixels": loss.EXCLUDE_IGNORED_PIXELS,
             "feature_expansion": alignzeg.GEPC.FEATURE_EXPANSION,
             "mixup_alpha": alignzeg.GEPC.ALPHA,
@@ -127,62 +134,66 @@ class Criterion(nn.Module):
         predictions: Predictions,
         sem_seg: Tensor,
         *,
-        prototypes: Tensor,
-        background_prototypes: Tensor,
-        logit_scale: Tensor,
+        prototypes: Tensor | None = None,
+        background_prototypes: Tensor | None = None,
+        logit_scale: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
             predictions: of the batch.
             sem_seg: (N, H, W) class indices, ``ignore_label`` elsewhere; covers what the mask logits cover.
-            prototypes: T (C, D), unit length.
-            background_prototypes: G (B, D).
-            logit_scale: ().
+            prototypes, logit_scale: T (C, D) of unit length and (), for L_vir.
+            background_prototypes: G (B, D); None where L_reg is not wanted.
 
         Returns:
-            weighted losses: loss_ce, loss_mask, loss_dice, loss_reg and, where they are part of the model, loss_vir and
+            weighted losses: loss_ce, loss_mask, loss_dice and, where they are part of the model, loss_reg, loss_vir and
             loss_bc. Each is normalised by counts over all processes, so that their mean over processes is what one
-            process with the whole batch would compute; except loss_vir, which mixes the proposals of one process and is the
-            mean over its own pairs.
+            process with the whole batch would compute; loss_vir, which mixes the proposals of all processes, is the same in
+            each. Random numbers belong to the images (:func:`zeroshot_d2.training_stream.image_seeds`).
         """
         # Without autocast: sums over thousands of points, and cosines times 100, are too coarse in half precision.
         with torch.autocast(predictions.mask_logits.device.type, enabled=False):
-            matches, costs = self._match(predictions, sem_seg)
+            seeds = image_seeds(len(sem_seg))
+            generators = image_generators(seeds, sem_seg.device)
+            matches, costs = self._match(predictions, sem_seg, generators)
             images = torch.cat([torch.full_like(rows, i) for i, (rows, _) in enumerate(matches)])
             proposals = torch.cat([rows for rows, _ in matches])
             labels = torch.cat([classes for _, classes in matches])
 
             losses = {"loss_ce": self.weights.ce * self._classification(predictions.class_logits, images, proposals, labels)}
-            bce, dice = self._mask(predictions.mask_logits[images, proposals], sem_seg, images, labels)
+            num_targets = sum(cost.shape[1] for cost in costs)
+            mask_logits = predictions.mask_logits[images, proposals]
+            points = self._mask_points(mask_logits, [len(rows) for rows, _ in matches], sem_seg, generators)
+            bce, dice = self._mask(mask_logits, points, sem_seg, images, labels, num_targets)
             losses["loss_mask"], losses["loss_dice"] = self.weights.mask * bce, self.weights.dice * dice
-            if self.feature_expansion:
-                permutation, beta = sample_mixing(len(labels), self.mixup_alpha, labels.device)
-                losses["loss_vir"] = self.weights.vir * feature_expansion_loss(
-                    predictions.refined_features[images, proposals].float(),
-                    labels,
-                    prototypes,
-                    permutation=permutation,
-                    beta=beta,
-                    logit_scale=logit_scale,
-                    exclude_same_class=self.exclude_same_class,
-                )
-            losses["loss_reg"] = self.weights.reg * diversity_loss(background_prototypes)
+            if self.feature_expansion and predictions.refined_features is not None:
+                assert prototypes is not None and logit_scale is not None
+                features = predictions.refined_features[images, proposals].float()
+                seeds_of_rows = torch.tensor(seeds, device=images.device)[images]
+                virtual = self._virtual(features, labels, seeds_of_rows, prototypes, logit_scale)
+                losses["loss_vir"] = self.weights.vir * virtual
+            if background_prototypes is not None:
+                losses["loss_reg"] = self.weights.reg * diversity_loss(background_prototypes)
             if predictions.indicator_logits is not None:
                 losses["loss_bc"] = self.weights.bc * self._indicator(predictions.indicator_logits, images, proposals, costs)
             return losses
 
     @torch.no_grad()
-    def _match(self, predictions: Predictions, sem_seg: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+    def _match(
+        self, predictions: Predictions, sem_seg: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
         """For each image: matched proposals with their classes, and L_mask of all proposals (Q, T)."""
-        points = self._random_points(sem_seg)
         matches, costs = [], []
-        for class_logits, mask_logits, truth in zip(predictions.class_logits, predictions.mask_logits, sem_seg, strict=True):
+        for class_logits, mask_logits, truth, generator in zip(
+            predictions.class_logits, predictions.mask_logits, sem_seg, generators, strict=True
+        ):
+            points = self._matching_points(truth, generator)
             present = truth.unique()
             present = present[present != self.ignore_label]
             at_points = _labels_at(truth[None], points)[0]
             cost = mask_cost(
                 point_sample(mask_logits[None].float(), points, align_corners=False)[0],
-                at_points[None] == present[:, None],
+                self.share_at(truth[None], present[None], points)[0],
                 bce_weight=self.weights.mask,
                 dice_weight=self.weights.dice,
                 valid=self._valid(at_points),
@@ -192,11 +203,36 @@ class Criterion(nn.Module):
             costs.append(cost)
         return matches, costs
 
-    def _random_points(self, sem_seg: Tensor) -> Tensor:
-        """(1, P, 2) points shared by the batch, so that the draw does not depend on how the batch is spread."""
+    def _matching_points(self, truth: Tensor, generator: torch.Generator) -> Tensor:
+        """(1, P, 2) points at which the masks of an image (H, W) are compared with all of its proposals."""
         if self.num_points == 0:
-            return dense_points((sem_seg.shape[-2], sem_seg.shape[-1]), sem_seg.device)
-        return torch.rand(1, self.num_points, 2, device=sem_seg.device)
+            return dense_points((truth.shape[0], truth.shape[1]), truth.device)
+        return torch.rand(1, self.num_points, 2, generator=generator, device=truth.device)
+
+    @torch.no_grad()
+    def _mask_points(
+        self, logits: Tensor, counts: Sequence[int], sem_seg: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """(M, P, 2) points of the mask loss, most of them where a mask is least certain, as PointRend has it.
+
+        ``logits`` (M, h, w), of which each image has one of ``counts``.
+        """
+        if self.num_points == 0:
+            return dense_points((sem_seg.shape[-2], sem_seg.shape[-1]), sem_seg.device).expand(len(logits), -1, -1)
+
+        def draw(number: int) -> Tensor:
+            return torch.cat(
+                [
+                    torch.rand(count, number, 2, generator=generator, device=logits.device)
+                    for count, generator in zip(counts, generators, strict=True)
+                ]
+            )
+
+        candidates = draw(int(self.num_points * self.oversample_ratio))
+        num_uncertain = int(self.num_points * self.importance_sample_ratio)
+        certainty = point_sample(logits[:, None].float(), candidates, align_corners=False)[:, 0].abs()
+        chosen = certainty.topk(num_uncertain, dim=1, largest=False).indices[..., None].expand(-1, -1, 2)
+        return torch.cat([candidates.gather(1, chosen), draw(self.num_points - num_uncertain)], dim=1)
 
     def _valid(self, labels_at_points: Tensor) -> Tensor | None:
         return (labels_at_points != self.ignore_label).float() if self.exclude_ignored_pixels else None
@@ -209,30 +245,38 @@ class Criterion(nn.Module):
         weight = torch.ones(background + 1, device=class_logits.device)
         weight[background] = self.weights.no_object
         total = F.cross_entropy(class_logits.float().flatten(0, 1), target.flatten(), weight, reduction="sum")
-        return total / _mean_over_processes(weight[target].sum())
+        return total / mean_over_processes(weight[target].sum())
 
-    def _mask(self, logits: Tensor, sem_seg: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Binary cross entropy and dice of the matched masks: ``logits`` (M, h, w)."""
-        count = _mean_over_processes(torch.tensor(float(len(labels)), device=logits.device)).clamp(min=1)
+    def _mask(
+        self, logits: Tensor, points: Tensor, sem_seg: Tensor, images: Tensor, labels: Tensor, num_targets: int
+    ) -> tuple[Tensor, Tensor]:
+        """Binary cross entropy and dice of the matched masks, ``logits`` (M, h, w) at ``points`` (M, P, 2), over the number
+        of ground-truth masks."""
+        count = mean_over_processes(torch.tensor(float(num_targets), device=logits.device)).clamp(min=1)
         if len(labels) == 0:
             return logits.sum() * 0.0, logits.sum() * 0.0
         logits = logits[:, None].float()
-        if self.num_points == 0:
-            points = self._random_points(sem_seg).expand(len(labels), -1, -1)
-        else:
-            with torch.no_grad():
-                points = get_uncertain_point_coords_with_randomness(
-                    logits,
-                    lambda x: -x.abs(),
-                    self.num_points,
-                    self.oversample_ratio,
-                    self.importance_sample_ratio,
-                )
         at_points = _labels_at(sem_seg[images], points)
         valid = self._valid(at_points)
-        truth = (at_points == labels[:, None]).float()
+        truth = self.share_at(sem_seg[images], labels[:, None], points)[:, 0]
         predicted = point_sample(logits, points, align_corners=False)[:, 0]
         return bce_loss(predicted, truth, valid).sum() / count, dice_loss(predicted, truth, valid).sum() / count
+
+    def _virtual(self, features: Tensor, labels: Tensor, seeds: Tensor, prototypes: Tensor, logit_scale: Tensor) -> Tensor:
+        """L_vir of the matched proposals of all processes: their F_cls (S, D), classes (S,) and images' seeds (S,)."""
+        features, labels, seeds = rows_of_all_processes(features, labels, seeds)
+        order = seeds.argsort(stable=True)  # in which process an image is makes no difference
+        labels = labels[order]
+        permutation, beta = sample_mixing(len(labels), self.mixup_alpha, seeds.unique().tolist(), labels.device)
+        return feature_expansion_loss(
+            features[order],
+            labels,
+            prototypes,
+            permutation=permutation,
+            beta=beta,
+            logit_scale=logit_scale,
+            exclude_same_class=self.exclude_same_class,
+        )
 
     def _indicator(self, logits: Tensor, images: Tensor, proposals: Tensor, costs: list[Tensor]) -> Tensor:
         positives = torch.zeros_like(logits, dtype=torch.bool)
@@ -241,7 +285,7 @@ class Criterion(nn.Module):
             [select_negative_proposals(cost, ~matched, self.top_k) for cost, matched in zip(costs, positives, strict=True)]
         )
         # An image without a seen class says nothing about either kind of proposal.
-        count = _mean_over_processes((positives | negatives).sum().float())
+        count = mean_over_processes((positives | negatives).sum().float())
         if has_event_storage():
             get_event_storage().put_scalar("alignzeg/negative_proposals", negatives.sum().item() / len(logits))
         return indicator_loss(logits, positives, negatives, count)
@@ -255,9 +299,63 @@ def _labels_at(sem_seg: Tensor, points: Tensor) -> Tensor:
     return sem_seg.flatten(1).gather(1, row * width + column)
 
 
-def _mean_over_processes(count: Tensor) -> Tensor:
+def _pixel_share_at(sem_seg: Tensor, labels: Tensor, points: Tensor) -> Tensor:
+    """1 where the pixel in which a point lies has a label, else 0.
+
+    ``sem_seg`` (M, H, W), ``labels`` (M, T), ``points`` (M, P, 2) -> (M, T, P).
+    """
+    return (_labels_at(sem_seg, points)[:, None] == labels[..., None]).float()
+
+
+def _bilinear_share_at(sem_seg: Tensor, labels: Tensor, points: Tensor) -> Tensor:
+    """As :func:`_pixel_share_at`, but what bilinear interpolation of the label's mask gives at a point: outside is 0."""
+    height, width = sem_seg.shape[-2:]
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    share = labels.new_zeros(*labels.shape, points.shape[1], dtype=points.dtype)
+    left, above = x.floor(), y.floor()
+    for column, row in ((left, above), (left + 1, above), (left, above + 1), (left + 1, above + 1)):
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        weight = (1 - (x - column).abs()) * (1 - (y - row).abs()) * inside
+        index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+        there = sem_seg.flatten(1).gather(1, index)
+        share += weight[:, None] * (there[:, None] == labels[..., None])
+    return share
+
+
+_SHARE_AT = {"pixel": _pixel_share_at, "bilinear": _bilinear_share_at}
+
+
+def mean_over_processes(count: Tensor) -> Tensor:
+    """The mean of a count of each process."""
     if comm.get_world_size() == 1:
         return count
     total = count.clone()
     torch.distributed.all_reduce(total)
     return total / comm.get_world_size()
+
+
+def rows_of_all_processes(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The rows of all processes, in the order of the ranks; all tensors have as many rows.
+
+    A loss of these rows is the same in all processes, so the mean of its gradients over the processes, which DDP takes,
+    lacks a factor: in each, only its own rows have a gradient. They get it times the number of processes.
+    """
+    world_size = comm.get_world_size()
+    if world_size == 1:
+        return tensors
+    count = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    counts = [torch.empty_like(count) for _ in range(world_size)]
+    torch.distributed.all_gather(counts, count)
+    sizes = torch.cat(counts).tolist()
+    return tuple(_gathered(tensor, sizes) for tensor in tensors)
+
+
+def _gathered(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    torch.distributed.all_gather(parts, padded)
+    parts = [part[:size] for part, size in zip(parts, sizes, strict=True)]
+    # The value is that of the rows, the slope len(sizes) times theirs.
+    parts[comm.get_rank()] = rows + (len(sizes) - 1) * (rows - rows.detach())
+    return torch.cat(parts)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+import zeroshot_d2.launch as launch_module
 from zeroshot_d2.commands import train
 from zeroshot_d2.launch import launch, run, setup
 
@@ -38,10 +39,10 @@ def parse(*arguments: str) -> argparse.Namespace:
     return train.parser().parse(["--import", TOY, *arguments])
 
 
-def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """Start the training command."""
+def start(*arguments: str, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
+    """Start the training command with these environment variables."""
     command = [sys.executable, *launcher, str(ROOT / "train_net.py"), "--import", TOY, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT)
 
 
@@ -113,11 +114,45 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         launch(train.process, parse("--num-gpus", "3"))
 
 
+def test_several_machines_need_an_address() -> None:
+    with pytest.raises(ValueError, match=r"--num-machines 2 needs --dist-url tcp://HOST:PORT"):
+        launch(train.process, parse("--num-machines", "2"))
+
+
+def test_a_fault_in_several_processes_is_said_once_and_last(config_file: str) -> None:
+    code, output = finish(start("--config-file", config_file, "--num-gpus", "2", "SOLVER.IMS_PER_BATCH", "3"))
+    assert code == 2
+    *_, said, hint = output.rstrip().splitlines()
+    assert said.startswith("error: SOLVER.IMS_PER_BATCH 3 cannot be shared evenly by 2 process(es)")
+    assert hint == "(--traceback shows where)" and output.count("cannot be shared") == 1
+
+
 # ---- resuming ----
 
 
+def test_after_a_restart_torchrun_goes_on_from_its_own_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tmp_path / "model_0000004.pth"
+    checkpoint.touch()
+    os.utime(checkpoint, (1, 1))  # of an older run
+    monkeypatch.setattr(launch_module, "newest_whole_checkpoint", lambda folder: checkpoint)
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    assert not launch_module._restarted_by_torchrun(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not launch_module._restarted_by_torchrun(tmp_path)  # no first start is known
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert not launch_module._restarted_by_torchrun(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not launch_module._restarted_by_torchrun(tmp_path)  # it ended before its first checkpoint
+    os.utime(checkpoint)
+    assert launch_module._restarted_by_torchrun(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert launch_module._restarted_by_torchrun(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert not launch_module._restarted_by_torchrun(tmp_path)  # another run begins
+
+
 def test_resume_after_a_kill(tmp_path: Path, config_file: str, reference: Path) -> None:
-    code, output = finish(start("--config-file", config_file, "MODEL.KILL_AT", "8"))
+    code, output = finish(start("--config-file", config_file, TOY_KILL_AT="8"))
     assert code == 9, output
     assert len(losses(tmp_path / "out")) == 8
     launch(train.process, parse("--config-file", config_file, "--resume"))

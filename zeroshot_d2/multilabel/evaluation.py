@@ -89,7 +89,8 @@ class Counts:
     def add(self, other: Counts) -> None:
         self.images += other.images
         self.positives += other.positives
-        self.hits = other.hits.copy() if not len(self.hits) else self.hits + other.hits
+        if len(other.hits):  # none without an image
+            self.hits = self.hits + other.hits if len(self.hits) else other.hits.copy()
 
 
 class MultiLabelEvaluator(DatasetEvaluator):

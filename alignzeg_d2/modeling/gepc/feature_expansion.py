@@ -5,6 +5,9 @@ Shapes: S matched (seen) proposals of the mini-batch, C classes, D embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,8 +65,8 @@ def feature_expansion_loss(
     return F.cross_entropy(logits, virtual_class)
 
 
-def sample_mixing(count: int, alpha: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A shuffle of ``count`` proposals and beta ~ Beta(alpha, alpha), one for the mini-batch."""
-    permutation = torch.randperm(count, device=device)
-    concentration = torch.tensor(alpha, device=device)
-    return permutation, torch.distributions.Beta(concentration, concentration).sample()
+def sample_mixing(count: int, alpha: float, seeds: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """A shuffle of ``count`` proposals and beta ~ Beta(alpha, alpha), one for the mini-batch, from its images' seeds."""
+    rng = np.random.default_rng(list(seeds))
+    beta = torch.tensor(rng.beta(alpha, alpha), dtype=torch.float32, device=device)
+    return torch.from_numpy(rng.permutation(count)).to(device), beta

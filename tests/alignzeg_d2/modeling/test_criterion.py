@@ -3,12 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.projects.point_rend.point_features import point_sample
 from detectron2.utils.events import EventStorage
 
-from alignzeg_d2.modeling.criterion import Criterion, LossWeights, Predictions
+from alignzeg_d2.modeling import criterion as criterion_module
+from alignzeg_d2.modeling.criterion import Criterion, LossWeights, Predictions, rows_of_all_processes
 from alignzeg_d2.modeling.gepc.background_diversity import diversity_loss
-from alignzeg_d2.modeling.losses import bce_loss, dice_loss
+from alignzeg_d2.modeling.losses import bce_loss, dense_points, dice_loss
 from alignzeg_d2.modeling.pbc import select_negative_proposals
+from zeroshot_d2.training_stream import image_generators, using_seeds
 
 IGNORE = 65535
 Q, C, D, H, W = 6, 4, 5, 6, 8  # masks are as large as the labels, so that dense points read each cell once
@@ -45,11 +48,19 @@ def labels(*images):
 EMPTY = labels([IGNORE], [IGNORE])
 
 
+def match_all(compared, model, sem_seg):
+    return compared._match(model, sem_seg, image_generators(range(len(sem_seg)), sem_seg.device))
+
+
+def part(model, rows):
+    return Predictions(*(getattr(model, name)[rows] for name in Predictions.__dataclass_fields__))
+
+
 def test_every_term_of_eq_8():
     model, sem_seg, constants = predictions(), labels([0, 2], [1, IGNORE, 3, 3]), prototypes()
     compared = criterion(feature_expansion=False)
     losses = compared(model, sem_seg, **constants)
-    matches, costs = compared._match(model, sem_seg)
+    matches, costs = match_all(compared, model, sem_seg)
 
     targets = torch.full((2, Q), C)
     bce, dice, positives, negatives = [], [], [], []
@@ -93,7 +104,7 @@ def test_classes_decide_where_masks_are_alike():
     class_logits = torch.zeros(1, Q, C + 1)
     class_logits[0, 4, 0] = class_logits[0, 1, 2] = 5.0
     model = Predictions(class_logits, torch.zeros(1, Q, H, W), torch.zeros(1, Q, D), None)
-    ((rows, classes),), _ = criterion()._match(model, labels([0, 2]))
+    ((rows, classes),), _ = match_all(criterion(), model, labels([0, 2]))
     assert dict(zip(rows.tolist(), classes.tolist(), strict=True)) == {4: 0, 1: 2}
 
 
@@ -102,7 +113,7 @@ def test_matched_proposals_are_positives_however_bad_their_masks_are():
     model, sem_seg = predictions(), labels([0, 2], [1, 3])
     compared = criterion(top_k=Q)
     target = torch.ones(2, Q)
-    for i, (rows, _) in enumerate(compared._match(model, sem_seg)[0]):
+    for i, (rows, _) in enumerate(match_all(compared, model, sem_seg)[0]):
         target[i, rows] = 0.0
     expected = F.binary_cross_entropy_with_logits(model.indicator_logits, target)
     torch.testing.assert_close(compared(model, sem_seg, **prototypes())["loss_bc"], expected)
@@ -124,7 +135,7 @@ def test_feature_expansion_takes_the_matched_proposals_only():
     compared = criterion()
     torch.manual_seed(0)
     compared(model, sem_seg, **prototypes())["loss_vir"].backward()
-    matches, _ = compared._match(model, sem_seg)
+    matches, _ = match_all(compared, model, sem_seg)
     touched = model.refined_features.grad.abs().sum(-1) > 0
     for i, (rows, _) in enumerate(matches):
         assert set(touched[i].nonzero().flatten().tolist()) <= set(rows.tolist())
@@ -219,7 +230,7 @@ def test_half_precision_predictions_with_overflow_still_match():
     masks = model.mask_logits.detach().half()
     masks[0, 0] = float("inf")
     broken = Predictions(model.class_logits.detach().half(), masks, model.refined_features, model.indicator_logits)
-    matches, _ = criterion()._match(broken, labels([0, 2], [1, 3]))
+    matches, _ = match_all(criterion(), broken, labels([0, 2], [1, 3]))
     assert [len(rows) for rows, _ in matches] == [2, 2]
     assert 0 not in matches[0][0].tolist()
 
@@ -247,3 +258,104 @@ def test_diagnostics_go_to_the_event_storage():
 def test_too_large_k_is_refused():
     with pytest.raises(ValueError, match=f"TOP_K=50 exceeds the number of proposals {Q}"):
         criterion(top_k=50)(predictions(), labels([0, 2], [1, 3]), **prototypes())
+
+
+# ---- random numbers belong to images ----
+
+
+def test_sampled_points_are_those_of_the_image_whatever_else_is_in_the_batch():
+    model, sem_seg = predictions(4), labels([0, 2], [1, 3], [0, 1, 2, 3], [2])
+    compared = criterion(num_points=16)
+    samples = [{"seed": seed} for seed in (11, 22, 33, 44)]
+    targets = torch.tensor([2, 2, 4, 1])
+
+    def sums(images):
+        with using_seeds([samples[i] for i in images]):
+            losses = compared(part(model, images), sem_seg[images], **prototypes())
+        return torch.stack([losses["loss_mask"], losses["loss_dice"]]) * targets[images].sum()
+
+    whole = sums([0, 1, 2, 3])
+    torch.testing.assert_close(sums([0, 1]) + sums([2, 3]), whole)
+    torch.testing.assert_close(sums([3, 1, 0, 2]), whole)
+    torch.manual_seed(5)  # numbers drawn by others change nothing
+    torch.testing.assert_close(sums([0, 1, 2, 3]), whole)
+    samples = [{"seed": seed} for seed in (1, 2, 3, 4)]
+    assert sums([0, 1, 2, 3])[0].item() != pytest.approx(whole[0].item(), rel=1e-3)
+
+
+def test_points_are_sampled_where_masks_are_least_certain():
+    compared = criterion(num_points=40, importance_sample_ratio=0.5, oversample_ratio=4.0)
+    columns = torch.linspace(-8, 8, 32).expand(2, 32, 32)  # certain at both sides, undecided in the middle
+    points = compared._mask_points(columns, [2], labels([0]), image_generators([1], columns.device))
+    assert points.shape == (2, 40, 2) and ((points >= 0) & (points <= 1)).all()
+    off_centre = (points[..., 0] - 0.5).abs()
+    assert off_centre[:, :20].max() < 0.25 and off_centre[:, 20:].max() > 0.25
+
+
+def test_mixing_does_not_depend_on_the_order_of_the_images():
+    model, sem_seg = predictions(3), labels([0, 2], [1, 3], [0, 1, 2, 3])
+    seeds = [{"seed": seed} for seed in (7, 5, 6)]
+    with using_seeds(seeds):
+        first = criterion()(model, sem_seg, **prototypes())["loss_vir"]
+    order = [2, 0, 1]
+    with using_seeds([seeds[i] for i in order]):
+        second = criterion()(part(model, order), sem_seg[order], **prototypes())["loss_vir"]
+    torch.testing.assert_close(first, second)
+
+
+def test_rows_of_all_processes_have_the_gradient_of_one_process(monkeypatch):
+    """What two processes of 3 rows and 1 row compute, one after the other; DDP takes the mean of their gradients."""
+    whole = torch.randn(4, 2)
+    weights = torch.arange(1.0, 5)[:, None]
+    shards = [whole[:3].requires_grad_(), whole[3:].requires_grad_()]
+    monkeypatch.setattr(criterion_module.comm, "get_world_size", lambda: 2)
+    for rank, mine in enumerate(shards):
+
+        def all_gather(parts, tensor):
+            for part, shard in zip(parts, shards, strict=True):
+                if tensor.dtype == torch.int64:
+                    part.fill_(len(shard))
+                else:
+                    part.zero_()[: len(shard)] = shard.detach()
+
+        monkeypatch.setattr(criterion_module.comm, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+        (rows,) = rows_of_all_processes(mine)
+        torch.testing.assert_close(rows, whole, rtol=0, atol=0)
+        (weights * rows.square()).sum().backward()
+    gradient = torch.cat([shard.grad for shard in shards]) / 2
+    torch.testing.assert_close(gradient, 2 * weights * whole)
+
+
+# ---- what other methods take of it ----
+def test_bilinear_labels_are_interpolated_masks():
+    """Those that point_sample reads of each class's mask, at the border too."""
+    torch.manual_seed(0)
+    sem_seg = torch.randint(0, 3, (2, H, W))
+    points = torch.cat([torch.rand(2, 50, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.01, 0.99]]).expand(2, -1, -1)], dim=1)
+    wanted = torch.tensor([[0, 2], [1, IGNORE]])
+    masks = (sem_seg[:, None] == wanted[..., None, None]).float()
+    given = criterion(labels_at_points="bilinear").share_at(sem_seg, wanted, points)
+    torch.testing.assert_close(given, point_sample(masks, points, align_corners=False))
+    cells = criterion().share_at(sem_seg, wanted, dense_points((H, W), sem_seg.device).expand(2, -1, -1))
+    assert torch.equal(cells, masks.flatten(2))
+
+
+def test_only_what_is_handed_over_has_a_loss():
+    model, sem_seg = predictions(), labels([0, 2], [1, 3])
+    bare = Predictions(model.class_logits, model.mask_logits)
+    found, whole = criterion()(bare, sem_seg), criterion()(model, sem_seg, **prototypes())
+    assert set(found) == {"loss_ce", "loss_mask", "loss_dice"}
+    for name, loss in found.items():
+        torch.testing.assert_close(loss, whole[name])
+
+
+def test_mask_losses_count_the_ground_truth_although_proposals_are_few():
+    """With one proposal for two classes the sum over the one pair is halved."""
+    model = predictions(1)
+    few = Predictions(model.class_logits[:, :1], model.mask_logits[:, :1])
+    both = criterion()(few, labels([0, 1]))
+    (rows, classes), *_ = match_all(criterion(), few, labels([0, 1]))[0]
+    assert len(rows) == 1
+    truth = (labels([0, 1])[0] == classes[0]).float().flatten()[None]
+    torch.testing.assert_close(both["loss_dice"], 5 * dice_loss(few.mask_logits[0].flatten(1), truth).sum() / 2)
