@@ -28,7 +28,6 @@ NUM_TRAIN, NUM_VAL, DIM = 10, 5, 4
 def add_toy_config(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "Toy"
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.KILL_AT = -1  # the process dies in this iteration, as by kill -9
     cfg.DATASETS.TRAIN = ("toy_train",)
     cfg.DATASETS.TEST = ("toy_val",)
     cfg.DATALOADER.NUM_WORKERS = 0
@@ -49,7 +48,8 @@ class Toy(nn.Module):
         super().__init__()
         self.linear = nn.Linear(DIM, 1)
         self.sometimes = nn.Parameter(torch.ones(()))  # has a gradient only where image 0 is in the batch
-        self.output_dir, self.kill_at = Path(cfg.OUTPUT_DIR), cfg.MODEL.KILL_AT
+        self.output_dir = Path(cfg.OUTPUT_DIR)
+        self.kill_at = int(os.environ.get("TOY_KILL_AT", -1))  # the process dies in this iteration, as by kill -9
 
     def forward(self, batch: list[dict[str, Any]]) -> Any:
         x = torch.stack([sample["x"] for sample in batch])  # (N, DIM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import pkgutil
 import sys
@@ -64,10 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb = find_verb(words[0], words[1:])
         if verb is None:
-            print(f"error: there is no verb {words[0]!r}\n\n{usage()}", file=sys.stderr)
+            close = difflib.get_close_matches(words[0], list(summaries()), n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; choose one of these"
+            print(f"error: there is no verb {words[0]!r}{hint}\n\n{usage()}", file=sys.stderr)
             return 2
         return verb(words[1:])
-    except (ValueError, OSError) as error:  # what the project raises about what it was given
+    # What the project raises about what it was given, and at a loss that is not finite.
+    except (ValueError, OSError, FloatingPointError) as error:
         if show_traceback:
             raise
         print(f"error: {error}\n(--traceback shows where)", file=sys.stderr)

@@ -7,8 +7,8 @@ nothing.
 
 from __future__ import annotations
 
+import errno
 import logging
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,17 +18,26 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from torch import nn
 
 from .class_split import ClassSplit
 from .frozen import FrozenRecord
+from .resume import RunState
 from .storage import PathLike, whole_file, write_text
 from .vocabulary import is_registered, split_of_dataset
+from .weights import check_tensors, read_weights
 
 logger = logging.getLogger(__name__)
 
 ENTRY = "zeroshot_d2"
 """Name of the record among a checkpoint's entries."""
+
+RUN_ENTRY = "run"
+"""Name of the state of the run that wrote it."""
+
+LAST_CHECKPOINT = "last_checkpoint"
+"""The file that names the newest checkpoint of a folder, as in Detectron2."""
 
 
 # -------------------------------------------------------------------------------------------------------- knowledge
@@ -112,14 +121,19 @@ class ModelRecord:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ModelRecord:
-        """The inverse of :meth:`to_dict`."""
-        vocabulary = content["vocabulary"]
-        return cls(
-            content["system"],
-            None if vocabulary is None else ClassSplit.from_dict(vocabulary),
-            tuple(content["trained"]),
-            content["frozen"],
-        )
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: ``content`` is no record.
+        """
+        system, vocabulary, trained, frozen = (content[key] for key in ("system", "vocabulary", "trained", "frozen"))
+        if not isinstance(system, str):
+            raise ValueError(f"the system must be a text, got {system!r}")
+        if not isinstance(trained, list | tuple) or not all(isinstance(text, str) for text in trained):
+            raise ValueError(f"the trained classes must be a list of texts, got {trained!r}")
+        if not isinstance(frozen, dict) or not all(isinstance(facts, dict) for facts in frozen.values()):
+            raise ValueError(f"the frozen parts must be {{what: facts}}, got {frozen!r}")
+        return cls(system, None if vocabulary is None else ClassSplit.from_dict(vocabulary), tuple(trained), frozen)
 
 
 # ---------------------------------------------------------------------------------------------------------- files
@@ -140,40 +154,18 @@ def read_checkpoint(path: PathLike, *, mapped: bool = False) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint or damaged; the file is named, with the way out.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"the checkpoint {file} does not exist (looked for it from {Path.cwd()})")
-    if file.suffix == ".pkl":
-        raise ValueError(
-            f"the checkpoint {file} is a pickle, which can run code: convert it with a program you trust to a .pth file "
-            'of {"model": {name: tensor}}'
-        )
-    head = file.open("rb").read(64)
-    if not head:
-        raise ValueError(f"the checkpoint {file} is empty: the run or the download was cut off, take another one")
-    if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"the checkpoint {file} is only a pointer of Git LFS: fetch the file itself with `git lfs pull`")
-    if head.lstrip()[:1] == b"<":
-        raise ValueError(f"the checkpoint {file} is a web page: the download asked for a login or the link is dead")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"the checkpoint {file} holds more than tensors, numbers and texts, or is no checkpoint; nothing in it was run"
-        ) from error
-    # A damaged archive: RuntimeError and OSError from torch's reader, the others from the unpickler.
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(
-            f"the checkpoint {file} is damaged or cut off: take another one ({type(error).__name__})"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"the checkpoint {file} holds a {type(content).__name__}, not named weights")
+    content = read_weights(path, mapped=mapped)
     if not isinstance(content.get("model", {}), dict):
-        raise ValueError(f"the checkpoint {file} holds a {type(content['model']).__name__} as its model, not named weights")
+        kind = type(content["model"]).__name__
+        raise ValueError(f"the checkpoint {path} holds a {kind} as its model, not named weights: take another one")
     if "frozen_record" in content.get("model", {}):
-        raise ValueError(f"the checkpoint {file} was written by version 0.1.0: train again, or use that version")
+        raise ValueError(f"the checkpoint {path} was written by version 0.1.0: train again, or use that version")
     if "model" not in content:  # bare weights, as torch.save(model.state_dict(), file) leaves them
         content = {"model": content}
+    # The names that torch.compile gives to what it wraps.
+    content["model"] = {str(name).replace("_orig_mod.", ""): value for name, value in content["model"].items()}
+    if not mapped:
+        check_tensors(content["model"], f"the checkpoint {path}")
     return content
 
 
@@ -193,13 +185,81 @@ def _record_in(content: Mapping[str, Any], path: PathLike) -> ModelRecord | None
         return ModelRecord.from_dict(content[ENTRY])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"the record in the checkpoint {path} is not one that this version writes ({type(error).__name__}: {error})"
+            f"the record in the checkpoint {path} is not one that this version writes ({type(error).__name__}: {error}): "
+            "take the file as it was written"
         ) from error
+
+
+def read_run(path: PathLike) -> RunState | None:
+    """What a checkpoint says about the run that wrote it; None where it says nothing.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_checkpoint`.
+    """
+    content = read_checkpoint(path, mapped=True)
+    try:
+        return RunState.from_dict(content[RUN_ENTRY]) if RUN_ENTRY in content else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the settings in the checkpoint {path} are not as this version writes them: {error}") from error
+
+
+def newest_whole_checkpoint(folder: PathLike) -> Path | None:
+    """The checkpoint that a run in ``folder`` goes on from; None where there is none.
+
+    It is the one that ``last_checkpoint`` names, or one that was written after it (a run can be killed in between). Where
+    that is damaged, the newest that is not; those passed over are logged.
+
+    Raises:
+        ValueError: there are checkpoints, and none is whole.
+    """
+    files = sorted(Path(folder).glob("model_*.pth"), key=_age)
+    tag = Path(folder) / LAST_CHECKPOINT
+    # The name alone: a tag cannot lead out of the folder, nor to another kind of file.
+    named = tag.read_text(encoding="utf-8", errors="replace").strip() if tag.is_file() else ""
+    last = next((file for file in files if file.name == named), None)
+    if tag.is_file() and last is None:
+        logger.warning("%s names %r, which is no checkpoint in that folder: it is passed over", tag, named[:80])
+    if last is not None:  # files of an earlier run may have higher numbers, files of a copied folder any age
+        later = [file for file in files if _age(file) > _age(last) and file.stem > last.stem]  # "model_final" is the last
+        files = [*(file for file in files if file != last and file not in later), last, *later]
+    passed_over: list[str] = []
+    for file in reversed(files):
+        problem = damage_of(file)
+        if not problem:
+            for text in passed_over:
+                logger.warning("passed over: %s", text)
+            return file
+        passed_over.append(problem)
+    if passed_over:
+        raise ValueError(
+            f"none of the {len(passed_over)} checkpoints in {folder} can be resumed from: {passed_over[0]}. Start anew, "
+            "without --resume, in another OUTPUT_DIR"
+        )
+    return None
+
+
+def _age(file: Path) -> tuple[int, str]:
+    """Sorts files by when they were written."""
+    return file.stat().st_mtime_ns, file.name
+
+
+def damage_of(file: Path) -> str:
+    """What keeps a run from going on from this checkpoint; "" where nothing does."""
+    try:
+        content = read_checkpoint(file, mapped=True)
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                broken = archive.testzip()
+            if broken is not None:
+                return f"the checkpoint {file} is damaged (checksum of {broken})"
+    except (ValueError, zipfile.BadZipFile) as error:
+        return str(error)
+    return "" if "iteration" in content else f"the checkpoint {file} holds weights alone, not the state of a training"
 
 
 def _record_of_weights(cfg: CfgNode) -> ModelRecord | None:
     weights = cfg.MODEL.WEIGHTS
-    return read_record(weights) if weights and Path(weights).is_file() and not weights.endswith(".pkl") else None
+    return read_record(weights) if weights and Path(weights).is_file() else None
 
 
 def check_record(record: ModelRecord | None, frozen: FrozenRecord, source: PathLike) -> None:
@@ -220,8 +280,9 @@ def check_record(record: ModelRecord | None, frozen: FrozenRecord, source: PathL
         theirs = record.frozen.get(what, {})
         if theirs.get("sha256") != ours["sha256"]:
             raise ValueError(
-                f"the checkpoint was trained with the {what} {_described(theirs)}, this model has {_described(ours)}: its "
-                "scores would be meaningless. Set the config as it was in training (the config.yaml beside the checkpoint)"
+                f"{source}: the checkpoint was trained with the {what} {_described(theirs)}, this model has {_described(ours)}: "
+                f"its scores would be meaningless. Set the config as it was in training (the config.yaml beside the checkpoint), "
+                f"of the system {record.system}"
             )
 
 
@@ -234,17 +295,31 @@ class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with a record in every file, which loading compares; files are whole or absent."""
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, record: ModelRecord | None = None, **checkpointables: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        record: ModelRecord | None = None,
+        run: RunState | None = None,
+        keep: int = 0,
+        **checkpointables: Any,
     ) -> None:
         """
         Args:
             model: possibly wrapped for several processes.
             save_dir: where checkpoints go.
             record: written into them.
+            run: what a resumed run is compared with; written into them.
+            keep: how many of the periodic ones stay; 0: all.
             checkpointables: as for Detectron2's.
+
+        Raises:
+            ValueError: ``keep`` is negative.
         """
         super().__init__(model, save_dir, **checkpointables)
-        self.record = record
+        if keep < 0:
+            raise ValueError(f"SOLVER.CHECKPOINT_KEEP must be 0 (all) or a number of checkpoints, got {keep}")
+        self.record, self.run, self.keep = record, run, keep
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``save_dir/name.pth`` and name it in ``last_checkpoint``; on the main process only."""
@@ -253,17 +328,54 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict(), **{key: obj.state_dict() for key, obj in self.checkpointables.items()}}
         if self.record is not None:
             data[ENTRY] = self.record.to_dict()
+        if self.run is not None:
+            data[RUN_ENTRY] = self.run.to_dict()
         file = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", file)
         with whole_file(file) as temporary:
-            torch.save({**data, **kwargs}, temporary)
+            try:
+                torch.save({**data, **kwargs}, temporary)
+            except RuntimeError as error:  # how torch's writer says that the disk is full
+                raise OSError(errno.EIO, f"writing failed, is the disk full? ({error})") from error
         self.tag_last_checkpoint(file.name)
+        if self.keep:
+            periodic = sorted(Path(self.save_dir).glob("model_" + "[0-9]" * 7 + ".pth"), key=_age)
+            for old in periodic[: -self.keep]:
+                old.unlink()
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
+        write_text(Path(self.save_dir) / LAST_CHECKPOINT, last_filename_basename)
+
+    def newest(self) -> Path | None:
+        """The checkpoint to resume from, the same on all processes; see :func:`newest_whole_checkpoint`."""
+        found = newest_whole_checkpoint(self.save_dir) if self.save_to_disk and self.save_dir else None
+        return comm.all_gather(found)[0]
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the newest whole checkpoint in ``save_dir`` with everything in it, or else the weights ``path`` alone.
+
+        Returns:
+            the entries that nothing took.
+        """
+        newest = self.newest() if resume else None
+        return self.load(path, checkpointables=[]) if newest is None else self.load(str(newest))
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As Detectron2's; what does not fit the model is said with the file's name."""
+        try:
+            return super().load(path, *args, **kwargs)
+        except ValueError as error:
+            if path in str(error):
+                raise
+            raise ValueError(f"{path}: {error}") from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_checkpoint(filename)
         check_record(_record_in(content, filename), getattr(self.model, "frozen_record", {}), filename)
         content.pop(ENTRY, None)
+        content.pop(RUN_ENTRY, None)
+        rounded = {v.dtype for v in content["model"].values() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+        rounded.discard(torch.float32)
+        if rounded:
+            logger.warning("%s holds weights in %s: they are used in float32", filename, ", ".join(map(str, rounded)))
         return {**content, "matching_heuristics": False}

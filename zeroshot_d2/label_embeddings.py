@@ -5,11 +5,11 @@ Shapes: K classes, D embedding.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import threading
-import zipfile
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .storage import cache_directory, whole_file
+from .storage import DAMAGED_ARCHIVE, cache_directory, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +113,10 @@ def cached_embeddings(
                     found = stored["embeddings"]
                     if found.ndim != 2 or len(found) != len(prompts) or found.dtype != np.float32:
                         raise ValueError(f"{found.dtype} values of shape {found.shape} for {len(prompts)} classes")
+                    if not np.isfinite(found).all():
+                        raise ValueError("it holds NaN or infinity")
                     return Embedded(torch.from_numpy(found), str(stored["note"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGED_ARCHIVE as error:
             logger.warning("the cache entry %s is damaged (%s): computed again", path, error)
     # Loading a text encoder draws random numbers. Whether the cache had an entry must not change what training draws next.
     with torch.random.fork_rng(devices=[]):
@@ -123,9 +125,13 @@ def cached_embeddings(
         with whole_file(path) as temporary:
             np.savez(temporary, key=np.array(key), embeddings=embeddings.vectors.numpy(), note=np.array(embeddings.note))
     except OSError as error:
-        logger.warning(
-            "label embeddings are not kept: %s cannot be written (%s); $ZEROSHOT_D2_CACHE names another folder",
-            cache_directory(),
-            error,
-        )
+        _warn_not_kept(str(cache_directory()), str(error))
     return embeddings
+
+
+@functools.cache
+def _warn_not_kept(folder: str, problem: str) -> None:
+    """Say once that the cache cannot be used."""
+    logger.warning(
+        "label embeddings are not kept: %s cannot be written (%s); $ZEROSHOT_D2_CACHE names another folder", folder, problem
+    )

@@ -17,6 +17,7 @@ from detectron2.solver.build import (
     reduce_param_groups,
 )
 from fvcore.common.param_scheduler import ParamScheduler
+from timm.optim import RMSpropTF
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "ADAMW": torch.optim.AdamW,
     "ADAM": torch.optim.Adam,
     "SGD": torch.optim.SGD,
+    "RMSPROP": RMSpropTF,
 }
 
 
@@ -72,6 +74,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     arguments: dict[str, Any] = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
     if name == "SGD":
         arguments.update(momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV)
+    elif name == "RMSPROP":
+        arguments.update(momentum=cfg.SOLVER.MOMENTUM, alpha=cfg.SOLVER.RMSPROP_DECAY, eps=cfg.SOLVER.RMSPROP_EPS)
     return optimizer_class(parameter_groups(cfg, model), **arguments)
 
 
@@ -106,7 +110,8 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.
 def epochs_to_iterations(cfg: CfgNode, num_images: int) -> CfgNode:
     """``cfg`` with MAX_ITER and STEPS computed from MAX_EPOCHS and STEPS_EPOCHS; ``cfg`` itself if MAX_EPOCHS is 0.
 
-    Rounded up, so that each of the ``num_images`` images is seen at least MAX_EPOCHS times.
+    Rounded up, so that each of the ``num_images`` images is seen at least MAX_EPOCHS times. Steps stay distinct and below
+    MAX_ITER, also where an epoch is less than an iteration; those for which there is no iteration are left out.
     """
     if cfg.SOLVER.MAX_EPOCHS < 0:
         raise ValueError(f"SOLVER.MAX_EPOCHS {cfg.SOLVER.MAX_EPOCHS} is negative; 0 means SOLVER.MAX_ITER iterations")
@@ -119,7 +124,17 @@ def epochs_to_iterations(cfg: CfgNode, num_images: int) -> CfgNode:
     result = cfg.clone()
     result.defrost()
     result.SOLVER.MAX_ITER = iterations(cfg.SOLVER.MAX_EPOCHS)
-    result.SOLVER.STEPS = tuple(iterations(epochs) for epochs in cfg.SOLVER.STEPS_EPOCHS)
+    steps: list[int] = []
+    for epochs in sorted(cfg.SOLVER.STEPS_EPOCHS):
+        step = max(iterations(epochs), steps[-1] + 1 if steps else 1)
+        if step >= result.SOLVER.MAX_ITER:
+            logger.warning(
+                "%d images make %d iterations: too few for the step of SOLVER.STEPS_EPOCHS after %s epochs",
+                *(num_images, result.SOLVER.MAX_ITER, epochs),
+            )
+            break
+        steps.append(step)
+    result.SOLVER.STEPS = tuple(steps)
     if cfg.is_frozen():
         result.freeze()
     logger.info(

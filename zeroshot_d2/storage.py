@@ -7,10 +7,13 @@ that the umask gives.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import os
 import secrets
+import struct
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 PathLike = str | os.PathLike[str]
+
+UNFINISHED = ".unfinished-"
+"""How the name of a file begins until it is whole; what a killed process leaves behind."""
 
 
 # --------------------------------------------------------------------------------------------------------- writing
@@ -31,13 +37,13 @@ def whole_file(path: PathLike, *, sync: bool = True) -> Iterator[Path]:
             cache, which can be made again.
 
     Raises:
-        OSError: the folder or the file cannot be written.
+        OSError: the folder or the file cannot be written, for example because the disk is full; ``path`` is named.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays: Pillow, numpy and matplotlib choose the format by it.
     suffix = target.suffix if len(target.suffix) < 20 else ""
-    temporary = target.with_name(f".unfinished-{secrets.token_hex(6)}-{target.stem[:40]}{suffix}")  # within 255 bytes
+    temporary = target.with_name(f"{UNFINISHED}{secrets.token_hex(6)}-{target.stem[:40]}{suffix}")  # within 255 bytes
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask is applied by the system
     try:
         yield temporary
@@ -46,6 +52,10 @@ def whole_file(path: PathLike, *, sync: bool = True) -> Iterator[Path]:
         os.replace(temporary, target)  # noqa: TID251  (the one writer)
         if sync and os.name == "posix":
             _sync(target.parent)
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and Path(error.filename).name != temporary.name):
+            raise  # about something else
+        raise OSError(error.errno, f"cannot write {target}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -96,12 +106,38 @@ def check_inside(entry: str, source: str) -> str:
     """
     parts = entry.replace("\\", "/").split("/")
     if ".." in parts or entry.startswith(("/", "\\", "~")) or (len(entry) > 1 and entry[1] == ":"):
-        raise ValueError(f"{source} names {entry!r}, which lies outside of the data set's folder: such lists are not used")
+        raise ValueError(
+            f"{source} names {entry!r}, which lies outside of the data set's folder: such lists are not used, correct it"
+        )
     return entry
 
 
 # --------------------------------------------------------------------------------------------------------- reading
 _CONFLICT_MARKERS = ("<<<<<<< ", ">>>>>>> ")
+
+
+# What zipfile and numpy raise at a damaged ``.npz``, whose header may also ask for another version, a password or terabytes.
+DAMAGED_ARCHIVE = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, MemoryError, RuntimeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+
+
+def file_sha256(path: PathLike) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def wrong_content(head: bytes) -> str:
+    """What the first bytes of a file say that an interrupted or refused download has left, with the way out; else ""."""
+    if not head:
+        return "it is empty: the run or the download was cut off, fetch or make it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is only a pointer of Git LFS: fetch the file itself with `git lfs pull`"
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "it is a web page: the download asked for a login or its address is dead, fetch it again"
+    return ""
 
 
 def read_text(path: PathLike, what: str = "text file") -> str:
@@ -125,6 +161,9 @@ def read_text(path: PathLike, what: str = "text file") -> str:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"the {what} {file} is a damaged gzip file ({error}): fetch it again") from error
+    reason = wrong_content(data[:64]) if data else ""
+    if reason:
+        raise ValueError(f"the {what} {file} cannot be read: {reason}")
     if data[:4] == b"PK\x03\x04":
         raise ValueError(f"the {what} {file} is a zip archive: unpack it and name the file inside")
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -136,7 +175,7 @@ def read_text(path: PathLike, what: str = "text file") -> str:
             f"the {what} {file} is not UTF-8 (byte 0x{data[error.start]:02x} in line {line}): save it anew as UTF-8"
         ) from error
     if "\0" in text:
-        raise ValueError(f"the {what} {file} is no text: it holds zero bytes")
+        raise ValueError(f"the {what} {file} is no text: it holds zero bytes, is it the right file?")
     for number, line_text in enumerate(text.splitlines(), start=1):
         if line_text.startswith(_CONFLICT_MARKERS):
             raise ValueError(f"the {what} {file} has an unresolved git conflict in line {number}: resolve it")
@@ -157,7 +196,7 @@ def read_lines(path: PathLike, what: str = "list", *, comments: bool = True) -> 
     lines = [line.strip() for line in read_text(path, what).splitlines()]
     kept = [line for line in lines if line and not (comments and line.startswith("#"))]
     if not kept:
-        raise ValueError(f"the {what} {os.fspath(path)} is empty")
+        raise ValueError(f"the {what} {os.fspath(path)} is empty: is it the right file?")
     return kept
 
 
@@ -171,4 +210,6 @@ def read_json(path: PathLike, what: str = "JSON file") -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"the {what} {os.fspath(path)} is not JSON or is cut off: {error}") from error
+        raise ValueError(
+            f"the {what} {os.fspath(path)} is not JSON or is cut off: {error}; fetch or make it again"
+        ) from error

@@ -5,8 +5,10 @@ The mapper and the evaluator are those of the config's system, see :mod:`zerosho
 
 from __future__ import annotations
 
+import inspect
 import logging
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,19 @@ from detectron2.engine import (
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import get_event_storage
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .checkpoint import Checkpointer, ModelRecord
+from .checkpoint import Checkpointer, ModelRecord, read_run
 from .metrics import numbers_only
+from .processes import use_served_forks
+from .resume import RunState, check_resumed
 from .solver import build_lr_scheduler, build_optimizer, epochs_to_iterations
-from .startup import check_datasets, check_evaluation, check_warmup
-from .storage import PathLike, write_json
+from .startup import check_datasets, check_evaluation, check_training, check_warmup
+from .stopping import StopAtSignal, check_finite
+from .storage import write_json
 from .system import find_system
 from .training_stream import DatasetDict, Mapper, Sample, TrainingLoader, WorkerDataset, seed_iteration
 
@@ -63,7 +69,7 @@ class Trainer(DefaultTrainer):
         super(DefaultTrainer, self).__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        check_datasets(cfg)
+        check_training(cfg)
         check_evaluation(cfg, self.build_evaluator)
         cfg = DefaultTrainer.auto_scale_workers(with_seed(cfg), comm.get_world_size())
         seed_all_rng(cfg.SEED)
@@ -74,39 +80,93 @@ class Trainer(DefaultTrainer):
             model.trained_classes = frozenset(record.trained)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        run = RunState.of_config(cfg)  # with epochs as they were given: iterations follow from them
         cfg = epochs_to_iterations(cfg, data_loader.num_images)
         check_warmup(cfg)
         model = distribute(model)
         self._trainer = _build_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, record=record, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            record=record,
+            run=run,
+            keep=cfg.SOLVER.CHECKPOINT_KEEP,
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
+        self._forced = False  # resumed although settings differ
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks without PreciseBN (there is no batch norm), and the report of skipped images."""
+        """Detectron2's hooks without PreciseBN, a stop at SIGTERM, the report of skipped images."""
         cfg = self.cfg
 
+        stop = self._stop = StopAtSignal()
+
         def test() -> dict[str, dict[str, float]]:
-            self._last_eval_results = self.test(cfg, self.model)
+            with stop.around_evaluation():
+                self._last_eval_results = self.test(cfg, self.model)
             return {dataset: numbers_only(metrics) for dataset, metrics in self._last_eval_results.items()}
 
         result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if comm.is_main_process():
             result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
-        result.append(ReportSkippedImages())
+        result += [stop, ReportSkippedImages()]
         if cfg.DATASETS.TEST:
             result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test))
         if comm.is_main_process():
             result.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return result
 
+    def resume_or_load(self, resume: bool = True, *, force: bool = False) -> None:
+        """Go on from the newest whole checkpoint in OUTPUT_DIR, or else load the weights MODEL.WEIGHTS alone.
+
+        Args:
+            resume: look for a checkpoint.
+            force: go on although settings differ that change the run's course; the solver's new ones count from then on.
+
+        Raises:
+            ValueError: such settings differ and ``force`` is not set, or no checkpoint is whole.
+        """
+        newest = self.checkpointer.newest() if resume else None
+        if newest is None:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            return
+        saved = read_run(newest)
+        now = self.checkpointer.run
+        self._forced = saved is not None and now is not None and check_resumed(saved, now, force=force)
+        self.checkpointer.load(str(newest))
+        # The checkpoint stores the iteration that was just finished.
+        self.start_iter = self.iter + 1
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As Detectron2's; after a forced resumption the optimiser keeps the settings of this run's config."""
+        optimizer = self._trainer.optimizer
+        fresh = optimizer.state_dict()
+        if self._forced and _kind(fresh) != _kind(state_dict["_trainer"]["optimizer"]):
+            logger.warning("the optimiser is another one than in the checkpoint: its state starts anew")
+            state_dict = {**state_dict, "_trainer": {**state_dict["_trainer"], "optimizer": fresh}}
+        rates = list(self.scheduler.base_lrs)
+        super().load_state_dict(state_dict)
+        if self._forced:
+            for group, settings in zip(optimizer.param_groups, fresh["param_groups"], strict=True):
+                group.update({key: value for key, value in settings.items() if key != "params"})
+            self.scheduler.base_lrs = rates
+            for group, rate in zip(optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+                group["lr"] = rate
+
+    def save_checkpoint(self, iteration: int) -> None:
+        """Write the checkpoint of an iteration that is done, as the periodic ones are written."""
+        self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
     def train(self) -> Results | None:
         """Train from ``start_iter`` to ``SOLVER.MAX_ITER``, then evaluate; the data stream starts at ``start_iter``."""
         self.data_loader.start_at(self.start_iter)
-        super().train()
+        with self._stop.listening():
+            super().train()
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:
@@ -148,12 +208,14 @@ class Trainer(DefaultTrainer):
         records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         if isinstance(records, list):
             records = DatasetFromList(records, copy=False)
-        return build_detection_test_loader(
-            WorkerDataset(MapDataset(records, _Strict(cls.build_mapper(cfg, is_train=False)))),
-            mapper=None,
-            sampler=InferenceSampler(len(records)),
-            batch_size=cfg.TEST.IMS_PER_BATCH,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        return use_served_forks(
+            build_detection_test_loader(
+                WorkerDataset(MapDataset(records, _Strict(cls.build_mapper(cfg, is_train=False)))),
+                mapper=None,
+                sampler=InferenceSampler(len(records)),
+                batch_size=cfg.TEST.IMS_PER_BATCH,
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+            )
         )
 
     @classmethod
@@ -173,7 +235,8 @@ class Trainer(DefaultTrainer):
         """Evaluate ``model`` on each of ``DATASETS.TEST``, write ``OUTPUT_DIR/results.json``.
 
         Returns:
-            {dataset: metrics} on the main process, {} on the others.
+            {dataset: metrics} on the main process, {} on the others; "model" among the metrics is the model's
+            ``result_facts``.
         """
         if evaluators is not None and not isinstance(evaluators, list):
             evaluators = [evaluators]
@@ -193,17 +256,11 @@ class Trainer(DefaultTrainer):
             details = getattr(evaluator, "details", None)
             if details is None:
                 details = next(iter(by_task.values())) if len(by_task) == 1 else by_task
-            results[dataset_name] = details
+            facts = getattr(getattr(model, "module", model), "result_facts", None)
+            results[dataset_name] = {**details, "model": facts} if facts else details
         if comm.is_main_process() and cfg.OUTPUT_DIR:
-            write_results(cfg.OUTPUT_DIR, results, model)
+            write_json(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, results)
         return results
-
-
-def write_results(folder: PathLike, results: Results, model: nn.Module) -> None:
-    """Write ``results.json``: the numbers of each data set, and under "model" what they depend on (``result_facts``)."""
-    facts = getattr(getattr(model, "module", model), "result_facts", None)
-    shown = {name: {**numbers, "model": facts} for name, numbers in results.items()} if facts else results
-    write_json(Path(folder) / RESULTS_FILE, shown)
 
 
 class ReportSkippedImages(HookBase):
@@ -258,13 +315,16 @@ def distribute(model: nn.Module) -> nn.Module:
             "MODEL.DEVICE is cpu, but the processes talk through NCCL, which needs GPUs; "
             "hide the GPUs with CUDA_VISIBLE_DEVICES='' to train on the CPU in several processes"
         )
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    # Buffers are constants. Older releases of torch have only the second name.
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     # Whether a parameter gets a gradient may depend on the batch (an image without any seen class, say), and the
     # batches of two processes differ: without looking for unused parameters they would wait for each other.
     return create_ddp_model(
         model,
-        broadcast_buffers=False,
         find_unused_parameters=True,
         device_ids=None if device.type == "cpu" else [device.index],
+        **{buffers: False},
     )
 
 
@@ -273,8 +333,37 @@ def _build_step(
 ) -> SimpleTrainer:
     """The inner trainer that runs one step: with mixed precision where it is wanted and the model is on a GPU."""
     if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer(model, data_loader, optimizer)
+        return _Step(model, data_loader, optimizer)
     if next(model.parameters()).device.type != "cuda":
         logger.info("SOLVER.AMP.ENABLED is ignored: mixed precision is used on CUDA devices only")
-        return SimpleTrainer(model, data_loader, optimizer)
-    return AMPTrainer(model, data_loader, optimizer, grad_scaler=torch.amp.GradScaler("cuda"))
+        return _Step(model, data_loader, optimizer)
+    return _AMPStep(model, data_loader, optimizer, grad_scaler=torch.amp.GradScaler("cuda"))
+
+
+def _kind(optimizer_state: Mapping[str, Any]) -> set[str]:
+    """The settings that an optimiser has, which differ between AdamW and SGD."""
+    return set(optimizer_state["param_groups"][0]) - {"initial_lr"}
+
+
+class _Step(SimpleTrainer):
+    """Detectron2's step, which ends at a loss that is not finite before the weights are changed by it."""
+
+    def _write_metrics(
+        self, loss_dict: Mapping[str, torch.Tensor], data_time: float, prefix: str = "", iter: int | None = None
+    ) -> None:
+        check_finite(loss_dict, self.iter, self.data_loader.images)
+        super()._write_metrics(loss_dict, data_time, prefix, iter)
+
+
+class _AMPStep(_Step, AMPTrainer):
+    """The same in mixed precision; steps that the scaler skips, since a gradient is not finite, are counted and shown."""
+
+    skipped = 0
+
+    def run_step(self) -> None:
+        scale = self.grad_scaler.get_scale()
+        super().run_step()
+        if self.grad_scaler.get_scale() < scale:
+            self.skipped += 1
+            logger.warning("iteration %d is skipped: a gradient was not finite (%d so far)", self.iter, self.skipped)
+        get_event_storage().put_scalar("amp_skipped_steps", self.skipped, smoothing_hint=False)

@@ -34,7 +34,9 @@ class VideoReader:
         self.path = path
         self._video = cv2.VideoCapture(str(path))
         if not self._video.isOpened():
-            raise VideoError(f"cannot read the video {path}: it is damaged, or its codec is unknown to OpenCV")
+            raise VideoError(
+                f"cannot read the video {path}: it is damaged, or its codec is unknown to OpenCV; save it anew as .mp4"
+            )
         self.rate: float = self._video.get(cv2.CAP_PROP_FPS) or 25.0
         expected = int(self._video.get(cv2.CAP_PROP_FRAME_COUNT))
         self.expected = expected if expected > 0 else None
@@ -66,6 +68,7 @@ class VideoWriter:
         self._whole = whole_file(path)
         self._temporary = self._whole.__enter__()
         self._writer: cv2.VideoWriter | None = None
+        self._frames = 0
 
     def write(self, frame: ImageArray) -> None:
         """
@@ -78,11 +81,29 @@ class VideoWriter:
             if not self._writer.isOpened():
                 raise VideoError(f"cannot write {self.path}: this build of OpenCV has no encoder for mp4")
         self._writer.write(frame)
+        self._frames += 1
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """
+        Raises:
+            VideoError: not all frames have arrived in the file.
+        """
         if self._writer is not None:
             self._writer.release()
+            if error is None and _frames_in(self._temporary) != self._frames:  # OpenCV says nothing about a full disk
+                error = VideoError(f"cannot write {self.path}: not all {self._frames} frames arrived, is the disk full?")
+                self._whole.__exit__(type(error), error, None)
+                raise error
         self._whole.__exit__(kind, error, trace)
+
+
+def _frames_in(path: Path) -> int:
+    """How many frames the container says that it has; 0 where it cannot be read."""
+    video = cv2.VideoCapture(str(path))
+    try:
+        return int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
+    finally:
+        video.release()

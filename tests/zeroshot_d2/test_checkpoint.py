@@ -4,6 +4,8 @@ import io
 import logging
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from zeroshot_d2.checkpoint import (
     Knowledge,
     ModelRecord,
     check_record,
+    newest_whole_checkpoint,
     read_checkpoint,
     read_record,
 )
@@ -286,6 +289,23 @@ def test_both_of_torchs_formats_are_read(tmp_path, zipped, mapped):
     assert content["iteration"] == 7 and torch.equal(content["model"]["a"], weights["a"])
 
 
+def test_names_of_compiled_models_are_understood(tmp_path):
+    model, other = Model(), Model()
+    compiled = {f"_orig_mod.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"model": compiled}, tmp_path / "a.pth")
+    Checkpointer(other).load(str(tmp_path / "a.pth"))
+    assert torch.equal(other.head.weight, model.head.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_rounded_weights_load_and_say_so(tmp_path, dtype, caplog):
+    model, other = Model(), Model()
+    torch.save({"model": {name: value.to(dtype) for name, value in model.state_dict().items()}}, tmp_path / "a.pth")
+    Checkpointer(other).load(str(tmp_path / "a.pth"))
+    assert other.head.weight.dtype == torch.float32 and f"holds weights in {dtype}: they are used in float32" in caplog.text
+    torch.testing.assert_close(other.head.weight, model.head.weight, rtol=torch.finfo(torch.bfloat16).eps, atol=0)
+
+
 # ---- writing ----
 
 
@@ -303,6 +323,92 @@ def test_the_last_checkpoint_is_named_and_found_again(tmp_path):
     rest = again.resume_or_load("", resume=True)
     assert rest["iteration"] == 2 and again.checkpointables["optimizer"].param_groups[0]["lr"] == 0.1
     assert torch.equal(other.head.weight, model.head.weight)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A folder with the checkpoints of iterations 1, 2 and 3."""
+    checkpointer = Checkpointer(Model(), str(tmp_path), record=RECORD)
+    for number in (1, 2, 3):
+        checkpointer.save(f"model_{number:07d}", iteration=number)
+    return tmp_path
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("tag", ["model_0000003.pth", "", "model_0000009.pth", "../other.pth", "weights.pkl", None])
+def test_the_newest_whole_checkpoint_is_found_whatever_the_tag_says(run_folder, tag):
+    (run_folder / "last_checkpoint").unlink()
+    if tag is not None:
+        (run_folder / "last_checkpoint").write_text(tag)
+    assert newest_whole_checkpoint(run_folder) == run_folder / "model_0000003.pth"
+
+
+@pytest.mark.parametrize("damage", [cut, lambda file: file.write_bytes(b""), lambda file: file.write_text("<html>")])
+def test_a_damaged_checkpoint_is_passed_over_and_named(run_folder, damage, caplog):
+    damage(run_folder / "model_0000003.pth")
+    assert newest_whole_checkpoint(run_folder) == run_folder / "model_0000002.pth"
+    assert "passed over: the checkpoint" in caplog.text and "model_0000003.pth" in caplog.text
+    model = Model()
+    assert Checkpointer(model, str(run_folder)).resume_or_load("", resume=True)["iteration"] == 2
+
+
+def test_a_changed_byte_is_noticed(run_folder):
+    file = run_folder / "model_0000003.pth"
+    weight = torch.load(file, weights_only=True)["model"]["head.weight"].numpy().tobytes()
+    content = file.read_bytes()
+    assert content.count(weight) == 1
+    file.write_bytes(content.replace(weight, bytes([weight[0] ^ 1]) + weight[1:]))
+    assert newest_whole_checkpoint(run_folder) == run_folder / "model_0000002.pth"
+
+
+def test_a_checkpoint_written_behind_the_tag_counts(run_folder):
+    """A run can be killed between the two."""
+    (run_folder / "last_checkpoint").write_text("model_0000002.pth")
+    assert newest_whole_checkpoint(run_folder) == run_folder / "model_0000003.pth"
+
+
+def test_files_of_an_earlier_run_do_not_count(run_folder):
+    (run_folder / "model_0000009.pth").write_bytes((run_folder / "model_0000001.pth").read_bytes())
+    os.utime(run_folder / "model_0000009.pth", (1, 1))
+    assert newest_whole_checkpoint(run_folder) == run_folder / "model_0000003.pth"
+
+
+def test_without_a_whole_checkpoint_the_way_out_is_said(run_folder, tmp_path_factory):
+    assert newest_whole_checkpoint(tmp_path_factory.mktemp("empty")) is None
+    torch.save({"model": Model().state_dict()}, run_folder / "model_0000002.pth")
+    for number in (1, 3):
+        cut(run_folder / f"model_000000{number}.pth")
+    with pytest.raises(ValueError, match=r"none of the 3 checkpoints in .* can be resumed from: .*Start anew"):
+        newest_whole_checkpoint(run_folder)
+
+
+def test_older_checkpoints_are_pruned(tmp_path):
+    checkpointer = Checkpointer(Model(), str(tmp_path), record=RECORD, keep=2)
+    (tmp_path / "model_mine.pth").write_text("not one of the run's")
+    for number in range(5):
+        checkpointer.save(f"model_{number:07d}", iteration=number)
+    checkpointer.save("model_final", iteration=4)
+    names = ["last_checkpoint", "model_0000003.pth", "model_0000004.pth", "model_final.pth", "model_mine.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    with pytest.raises(ValueError, match="SOLVER.CHECKPOINT_KEEP must be 0 .*, got -1"):
+        Checkpointer(Model(), keep=-1)
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path):
+    """The limit on the size of files stands for the disk: writing ends in the middle."""
+    code = f"""
+import resource, signal, torch
+from zeroshot_d2.checkpoint import Checkpointer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+Checkpointer(torch.nn.Linear(500, 500), {str(tmp_path)!r}).save("model")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and f"cannot write {tmp_path}/model.pth: " in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_the_main_process_writes(tmp_path):

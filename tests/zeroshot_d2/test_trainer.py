@@ -12,20 +12,14 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
+from timm.optim import RMSpropTF
 from torch import nn
-from toy_system import NUM_TRAIN, NUM_VAL, TOY, ToyEvaluator
+from toy_runs import assert_same_weights, toy_cfg, train
+from toy_system import NUM_TRAIN, NUM_VAL, ToyEvaluator
 
 from zeroshot_d2.config import add_trainer_config
 from zeroshot_d2.solver import build_lr_scheduler, build_optimizer, epochs_to_iterations, parameter_groups
 from zeroshot_d2.trainer import Trainer, distribute, with_seed
-
-
-def toy_cfg(output_dir: Path, *options: Any) -> CfgNode:
-    cfg = TOY.default_config()
-    cfg.OUTPUT_DIR = str(output_dir)
-    cfg.merge_from_list(list(options))
-    output_dir.mkdir(exist_ok=True)
-    return cfg
 
 
 def losses(output_dir: Path, rank: int = 0) -> dict[int, float]:
@@ -34,21 +28,10 @@ def losses(output_dir: Path, rank: int = 0) -> dict[int, float]:
     return {int(iteration): float(loss) for iteration, loss in map(str.split, lines)}
 
 
-def train(output_dir: Path, *options: Any) -> Trainer:
-    trainer = Trainer(toy_cfg(output_dir, *options))
-    trainer.resume_or_load(resume=True)
-    trainer.train()
-    return trainer
-
-
 class Interrupt(HookBase):
     def after_step(self) -> None:
         if self.trainer.iter == 7:
             raise InterruptedError
-
-
-def assert_same_weights(first: nn.Module, second: nn.Module) -> None:
-    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
 
 
 # ---- training ----
@@ -103,6 +86,16 @@ def test_epochs(tmp_path: Path) -> None:
     assert in_iterations.is_frozen()
     with pytest.raises(ValueError, match="MAX_EPOCHS -1"):
         epochs_to_iterations(toy_cfg(tmp_path, "SOLVER.MAX_EPOCHS", -1), NUM_TRAIN)
+
+
+@pytest.mark.parametrize(("num_images", "steps"), [(1, ()), (2, (1,)), (4, (2, 3)), (8, (4, 6)), (20, (10, 15))])
+def test_steps_of_tiny_sets_are_distinct_and_below_the_end(num_images, steps, caplog):
+    """Four epochs, steps after the second and the third, four images at once."""
+    cfg = solver_cfg("SOLVER.MAX_EPOCHS", 4, "SOLVER.STEPS_EPOCHS", [2, 3], "SOLVER.IMS_PER_BATCH", 4)
+    tiny = epochs_to_iterations(cfg, num_images)
+    assert tiny.SOLVER.MAX_ITER == num_images and tiny.SOLVER.STEPS == steps
+    assert ("too few" in caplog.text) == (len(steps) < 2)
+    build_lr_scheduler(tiny, build_optimizer(tiny, nn.Linear(1, 1)))
 
 
 def test_mixed_precision_is_off_on_the_cpu_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -177,8 +170,8 @@ def test_evaluators_given_by_the_caller(tmp_path: Path) -> None:
         (("MODEL.META_ARCHITECTURE", "Tyo"), "Tyo"),
         (("DATALOADER.ASPECT_RATIO_GROUPING", True), "ASPECT_RATIO_GROUPING True"),
         (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), "RepeatFactorTrainingSampler"),
-        (("SOLVER.OPTIMIZER", "ADAMX"), r"'ADAMX' is unknown; choose one of \['ADAM', 'ADAMW', 'SGD'\]"),
-        (("SOLVER.IMS_PER_BATCH", 0), "IMS_PER_BATCH 0"),
+        (("SOLVER.OPTIMIZER", "ADAMX"), "SOLVER.OPTIMIZER must be one of 'ADAMW', .*, got 'ADAMX'"),
+        (("SOLVER.IMS_PER_BATCH", 0), "IMS_PER_BATCH must be a whole number from 1, got 0"),
     ],
 )
 def test_bad_options(tmp_path: Path, options: tuple[Any, ...], message: str) -> None:
@@ -245,12 +238,24 @@ def test_weight_decay_of_each_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("ADAMW", torch.optim.AdamW), ("adam", torch.optim.Adam), ("SGD", torch.optim.SGD)]
+    ("name", "expected"),
+    [("ADAMW", torch.optim.AdamW), ("adam", torch.optim.Adam), ("SGD", torch.optim.SGD), ("RMSPROP", RMSpropTF)],
 )
 def test_optimizers(name: str, expected: type) -> None:
     optimizer = build_optimizer(solver_cfg("SOLVER.OPTIMIZER", name), Net())
     assert type(optimizer) is expected
     assert optimizer.param_groups[0]["lr"] == 0.001
+
+
+def test_rmsprop_is_tensorflows() -> None:
+    """A first step of gradient 2: the mean square starts at 1, and RMSPROP_EPS is below the root."""
+    model = nn.Linear(1, 1, bias=False)
+    options = ("SOLVER.RMSPROP_DECAY", 0.9, "SOLVER.RMSPROP_EPS", 0.5, "SOLVER.WEIGHT_DECAY", 0.0, "SOLVER.BASE_LR", 0.01)
+    optimizer = build_optimizer(solver_cfg("SOLVER.OPTIMIZER", "RMSPROP", *options), model)
+    before = model.weight.item()
+    model.weight.grad = torch.tensor([[2.0]])
+    optimizer.step()
+    assert before - model.weight.item() == pytest.approx(0.01 * 2 / (0.9 * 1 + 0.1 * 4 + 0.5) ** 0.5, rel=1e-4)
 
 
 def test_a_model_without_parameters_to_train() -> None:

@@ -23,12 +23,13 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint import Checkpointer
-from ..cli import Parser, find_config, positive
+from ..cli import Parser, find_config, load_config, positive
 from ..launch import check_weights, setup
 from ..pictures.report import Section, Table, render_report
-from ..storage import write_text
+from ..run_folder import hold
+from ..storage import write_json, write_text
 from ..system import System, all_systems, find_system
-from ..trainer import Results, Trainer, write_results
+from ..trainer import RESULTS_FILE, Results, Trainer
 
 
 @dataclass
@@ -101,15 +102,16 @@ def train_or_load(config: str, opts: Sequence[str], weights: str | None) -> tupl
     as_train = argparse.Namespace(
         config_file=str(find_config(config)), opts=options, modules=[], resume=False, eval_only=weights is not None
     )
-    cfg = setup(as_train)
-    check_weights(cfg, as_train)
-    if weights is None:
-        trainer = Trainer(cfg)
-        results = trainer.train() or {}
-        return cfg, trainer.model.eval(), results
-    model = Trainer.build_model(cfg)
-    Checkpointer(model).load(weights)
-    return cfg, model.eval(), Trainer.test(cfg, model)
+    with hold(load_config(as_train.config_file, options).OUTPUT_DIR):
+        cfg = setup(as_train)
+        check_weights(cfg, as_train)
+        if weights is None:
+            trainer = Trainer(cfg)
+            results = trainer.train() or {}
+            return cfg, trainer.model.eval(), results
+        model = Trainer.build_model(cfg)
+        Checkpointer(model).load(weights)
+        return cfg, model.eval(), Trainer.test(cfg, model)
 
 
 def run_demo(system: System, args: argparse.Namespace) -> Path:
@@ -126,7 +128,7 @@ def run_demo(system: System, args: argparse.Namespace) -> Path:
         folder = ["OUTPUT_DIR", str(run.output / "baseline"), "MODEL.DEVICE", cfg.MODEL.DEVICE, "SEED", str(cfg.SEED)]
         _, run.baseline, run.baseline_results = train_or_load(demo.BASELINE, [*opts, *folder], None)
     report = demo.report(run)
-    write_results(run.output, run.results, run.model)
+    write_json(run.output / RESULTS_FILE, run.results)
     path = run.output / "report.html"
     details: dict[str, Any] = {"All settings of this run": cfg.dump(), "All numbers": json.dumps(run.results, indent=2)}
     write_text(path, render_report(report.title, report.lead, report.table, report.explanations, report.sections, details))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..cli import Parser
+from ..cli import Parser, positive
 from ..launch import launch, run
 
 
@@ -20,15 +20,18 @@ def parser() -> Parser:
     """The arguments, as Detectron2's ``default_argument_parser`` has them."""
     arguments = Parser("python -m zeroshot_d2 train", __doc__)
     arguments.add_argument("--config-file", default="", metavar="FILE", help="a path, or a name such as coco/alignzeg.yaml")
-    arguments.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    arguments.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in OUTPUT_DIR")
+    arguments.add_argument(
+        "--force-resume", action="store_true", help="as --resume, although settings differ that change the run's course"
+    )
     arguments.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and do not train")
-    arguments.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine; without a GPU: processes")
-    arguments.add_argument("--num-machines", type=int, default=1, help="how many machines")
+    arguments.add_argument("--num-gpus", type=positive, default=1, help="GPUs per machine; without a GPU: processes")
+    arguments.add_argument("--num-machines", type=positive, default=1, help="how many machines")
     arguments.add_argument("--machine-rank", type=int, default=0, help="the number of this machine, from 0")
     arguments.add_argument(
         "--dist-url",
         default="auto",
-        help="where the processes meet, for several machines tcp://HOST:PORT; default: a free port",
+        help="where the processes meet, for several machines tcp://HOST:PORT; default: a file on this machine",
     )
     return arguments
 
@@ -45,5 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         FileNotFoundError: the config or the weights do not exist.
         ValueError: the config, a data set or an argument is faulty.
     """
-    launch(process, parser().parse(argv))
+    arguments = parser()
+    args = arguments.parse(argv)
+    if not 0 <= args.machine_rank < args.num_machines:
+        arguments.fail(f"--machine-rank {args.machine_rank} must be from 0 to {args.num_machines - 1} (--num-machines)")
+    launch(process, args)
     return 0
