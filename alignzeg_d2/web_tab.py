@@ -25,20 +25,19 @@ from zeroshot_d2.images import ImageArray
 from zeroshot_d2.pictures.style import class_text, figure_pixels
 from zeroshot_d2.segmentation.pictures import Colors, blend_labels, label_figure
 from zeroshot_d2.segmentation.predictor import Segmentation
-from zeroshot_d2.vocabulary import parse_names
 from zeroshot_d2.web import (
     EVENT,
-    KEPT_SECONDS,
+    answering,
     captioned,
     example_photos,
-    explained,
     photo_input,
     picture_output,
     read_upload,
     table,
+    typed_names,
 )
+from zeroshot_d2.web_server import Limits, Visitor
 
-MAX_CLASSES = 2000  # of a typed vocabulary: time and memory grow with it; the largest in the paper has 847
 NUM_PROPOSALS, NUM_CORRECTIONS = 8, 4
 THUMBNAIL = 320  # pixels
 
@@ -62,17 +61,23 @@ class Found:
     segmentation: Segmentation
     colors: Colors
 
+    def kept(self) -> Found:
+        """Without the maps of pixels, which another gamma replaces: they are most of the memory."""
+        labels, best = np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
+        return replace(self, segmentation=replace(self.segmentation, labels=labels, best=best))
+
 
 class Segmenter:
     """AlignZeg behind the page. Safe to call from several threads: nothing of one visitor's reaches another's."""
 
-    def __init__(self, cfg: CfgNode, max_pixels: int) -> None:
+    def __init__(self, cfg: CfgNode, limits: Limits) -> None:
         self._predictor = AlignZegPredictor(cfg)
-        self._max_pixels = max_pixels
+        self.limits = limits
         self.default_names = ", ".join(self._predictor.vocabulary.prompts)
         # The threshold in effect; None for a model without a class indicator.
         corrects = isinstance(self.model.postprocessor, PBC)
         self.gamma: float | None = self._predictor.cfg.MODEL.ALIGNZEG.PBC.GAMMA if corrects else None
+        self._predictor(np.zeros((32, 32, 3), np.uint8))  # so that no visitor waits for the vectors of the names
 
     @property
     def model(self) -> AlignZeg:
@@ -89,12 +94,10 @@ class Segmenter:
         Raises:
             ValueError: the photo cannot be used, or the vocabulary is faulty.
         """
-        image = read_upload(photo, self._max_pixels)
-        vocabulary = parse_names(names)
-        if len(vocabulary) > MAX_CLASSES:
-            raise ValueError(f"The vocabulary has {len(vocabulary)} classes, this page takes {MAX_CLASSES}: shorten it.")
+        image = read_upload(photo, self.limits)
         # The config's own vocabulary has more than its text shows: colours, and other names for display.
-        split = self._predictor.marked(None if names == self.default_names else vocabulary, parse_names(unseen))
+        vocabulary = None if names == self.default_names else typed_names(names, self.limits)
+        split = self._predictor.marked(vocabulary, typed_names(unseen, self.limits))
         found = self._predictor(np.ascontiguousarray(image[:, :, ::-1]), vocabulary=split, proposals=True)
         colors = self._predictor.colors_of(found.vocabulary)
         assert found.proposals is not None
@@ -103,7 +106,7 @@ class Segmenter:
 
     def show(self, found: Found, gamma: float) -> Results:
         """Everything that the page shows of a photo, with this threshold."""
-        segmentation = with_gamma(self.model, found.segmentation, gamma)
+        segmentation = with_gamma(self.model, found, gamma)
         split, proposals = segmentation.vocabulary, segmentation.proposals
         assert proposals is not None
         rows = [
@@ -157,25 +160,26 @@ class Segmenter:
         return pictures
 
 
-def with_gamma(model: AlignZeg, found: Segmentation, gamma: float) -> Segmentation:
+def with_gamma(model: AlignZeg, found: Found, gamma: float) -> Segmentation:
     """What the model would have predicted with another threshold, from its proposals (on the CPU) alone.
 
     As :func:`alignzeg_d2.gamma_sweep.correct_and_segment` says, the outermost pixels may differ from the model's own output
-    by less than a cell of the masks' grid. Of a model without a class indicator it is ``found`` as it is.
+    by less than a cell of the masks' grid. Of a model without a class indicator it is the segmentation as it is.
     """
-    proposals = found.proposals
+    segmentation, proposals = found.segmentation, found.segmentation.proposals
     assert proposals is not None
     if proposals["class_indicator"] is None:
-        return found
+        return segmentation
     corrected, labels, best = correct_and_segment(
         proposals,
-        model.seen_mask(found.vocabulary),
+        model.seen_mask(segmentation.vocabulary),
         gamma,
-        (found.labels.shape[0], found.labels.shape[1]),
+        (found.image.shape[0], found.image.shape[1]),
         background_in_softmax=model.background_in_softmax,
         chunk_pixels=model.chunk_pixels,
     )
-    return replace(found, labels=labels.numpy(), best=best.numpy(), proposals={**proposals, "corrected_logits": corrected})
+    corrected_proposals = {**proposals, "corrected_logits": corrected}
+    return replace(segmentation, labels=labels.numpy(), best=best.numpy(), proposals=corrected_proposals)
 
 
 def _thumbnail(image: ImageArray) -> ImageArray:
@@ -187,8 +191,8 @@ def _thumbnail(image: ImageArray) -> ImageArray:
 class SegmentationTab:
     """See :class:`zeroshot_d2.web.WebTab`."""
 
-    def __init__(self, cfg: CfgNode, max_pixels: int) -> None:
-        self.segmenter = Segmenter(cfg, max_pixels)
+    def __init__(self, cfg: CfgNode, limits: Limits) -> None:
+        self.segmenter = Segmenter(cfg, limits)
 
     def build(self, folder: Path) -> None:
         segmentation_tab(self.segmenter, example_photos(folder))
@@ -232,21 +236,24 @@ def segmentation_tab(segmenter: Segmenter, examples: list[Path]) -> None:
             proposals = gr.HTML(elem_id="proposals", padding=False)
             corrections = picture_output("corrections", visible=False)
     results = [overlay, classes, summary, proposals, corrections]
-    found = gr.State(time_to_live=KEPT_SECONDS)
 
     def show(found: Found, gamma: float) -> list[Any]:
         overlay, rows, summary, heaviest, picture = segmenter.show(found, gamma)
         shown = [overlay, table(HEADERS, rows), summary, captioned(heaviest)]
         return [*shown, gr.Image(picture, visible=picture is not None)]
 
-    @explained
-    def on_run(photo: str | None, names: str, unseen: str, gamma: float) -> list[Any]:
+    def on_run(visitor: Visitor, photo: str | None, names: str, unseen: str, gamma: float) -> list[Any]:
         found = segmenter.find(photo, names, unseen)
-        return [found, *show(found, gamma)]
+        shown = show(found, gamma)
+        if segmenter.gamma is not None:
+            visitor.keep(found.kept())
+        return shown
 
-    def on_gamma(found: Found | None, gamma: float) -> Any:
-        return show(found, gamma) if found is not None else gr.skip()
+    def on_gamma(visitor: Visitor, gamma: float) -> list[Any]:
+        if visitor.kept is None:
+            raise ValueError(f"There is no result, they stay for {segmenter.limits.kept_seconds} seconds: press Segment.")
+        return show(visitor.kept, gamma)
 
-    run.click(on_run, [photo, names, unseen, gamma], [found, *results], **EVENT)
+    run.click(answering(on_run, segmenter.limits), [photo, names, unseen, gamma], results, **EVENT)
     # While the slider moves only the last place counts.
-    gamma.change(on_gamma, [found, gamma], results, trigger_mode="always_last", **EVENT)
+    gamma.change(answering(on_gamma, segmenter.limits), [gamma], results, trigger_mode="always_last", **EVENT)

@@ -16,8 +16,8 @@ from epsilon_d2.pictures.attention import attention_figure, spoken_labels
 from epsilon_d2.predictor import EpsilonPredictor
 from zeroshot_d2.images import ImageArray
 from zeroshot_d2.pictures.style import figure_pixels, starred
-from zeroshot_d2.vocabulary import parse_names
-from zeroshot_d2.web import EVENT, example_photos, explained, photo_input, picture_output, read_upload, table
+from zeroshot_d2.web import EVENT, answering, example_photos, photo_input, picture_output, read_upload, table, typed_names
+from zeroshot_d2.web_server import Limits, Visitor
 
 ATTENTION = {"group_attention": "groups of GPA", "global_attention": "feature blocks of GFP"}
 HEADERS = ("label", "in training", "score")
@@ -29,13 +29,14 @@ Tags = tuple[list[list[str]], list[ImageArray | None]]
 class Labeller:
     """Epsilon behind the page. Safe to call from several threads: the labels go with each call."""
 
-    def __init__(self, cfg: CfgNode, max_pixels: int) -> None:
+    def __init__(self, cfg: CfgNode, limits: Limits) -> None:
         self._predictor = EpsilonPredictor(cfg)
-        self._max_pixels = max_pixels
+        self.limits = limits
         self.default_labels = ", ".join(self._predictor.vocabulary.prompts)
         self.num_labels = len(self._predictor.vocabulary)
+        self._predictor(np.zeros((32, 32, 3), np.uint8))  # so that no visitor waits for the labels' vectors
 
-    def tag(self, photo: str | None, labels: str, top_k: int, threshold: str = "") -> Tags:
+    def tag(self, photo: str | None, labels: str, top_k: int, threshold: str | None = "") -> Tags:
         """
         Args:
             photo: path of the file.
@@ -46,9 +47,9 @@ class Labeller:
         Raises:
             ValueError: the photo cannot be used, or what was typed is faulty.
         """
-        image = read_upload(photo, self._max_pixels)
+        image = read_upload(photo, self.limits)
         least = _number(threshold)
-        vocabulary = None if labels == self.default_labels else parse_names(labels)
+        vocabulary = None if labels == self.default_labels else typed_names(labels, self.limits)
         tags = self._predictor(np.ascontiguousarray(image[:, :, ::-1]), vocabulary=vocabulary, attention=True)
         rows = [
             [starred(entry["name"], entry["unseen"]), "unseen" if entry["unseen"] else "seen", f"{entry['score']:.3f}"]
@@ -62,10 +63,10 @@ class Labeller:
         return rows, pictures
 
 
-def _number(text: str) -> float | None:
+def _number(text: str | None) -> float | None:
     """None for an empty text."""
     try:
-        return float(text) if text.strip() else None
+        return float(text) if text and text.strip() else None
     except ValueError:
         raise ValueError(f"The least score must be a number, got {text!r}.") from None
 
@@ -73,8 +74,8 @@ def _number(text: str) -> float | None:
 class TagsTab:
     """See :class:`zeroshot_d2.web.WebTab`."""
 
-    def __init__(self, cfg: CfgNode, max_pixels: int) -> None:
-        self.labeller = Labeller(cfg, max_pixels)
+    def __init__(self, cfg: CfgNode, limits: Limits) -> None:
+        self.labeller = Labeller(cfg, limits)
 
     def build(self, folder: Path) -> None:
         tags_tab(self.labeller, example_photos(folder, num_objects=(3, 5)))
@@ -113,9 +114,8 @@ def tags_tab(labeller: Labeller, examples: list[Path]) -> None:
             gr.Markdown("### Where the groups look", elem_id="attention")
             pictures = [picture_output(key, buttons=["fullscreen"], visible=False) for key in ATTENTION]
 
-    @explained
-    def on_run(photo: str | None, labels: str, top_k: int, threshold: str) -> list[Any]:
+    def on_run(visitor: Visitor, photo: str | None, labels: str, top_k: int, threshold: str) -> list[Any]:
         rows, drawn = labeller.tag(photo, labels, top_k, threshold)
         return [table(HEADERS, rows), *(gr.Image(picture, visible=picture is not None) for picture in drawn)]
 
-    run.click(on_run, [photo, labels, top_k, threshold], [tags, *pictures], **EVENT)
+    run.click(answering(on_run, labeller.limits), [photo, labels, top_k, threshold], [tags, *pictures], **EVENT)

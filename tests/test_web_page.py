@@ -28,16 +28,18 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 from alignzeg_d2.web_tab import Segmenter, segmentation_tab  # noqa: E402
 from epsilon_d2.web_tab import Labeller, tags_tab  # noqa: E402
 from zeroshot_d2.__main__ import main  # noqa: E402
-from zeroshot_d2.web import build_page, example_photos, start  # noqa: E402
+from zeroshot_d2.web import example_photos  # noqa: E402
+from zeroshot_d2.web_server import Limits, build_page, private_folder, start  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
+LIMITS = Limits(upload_mb=1, pixels=20_000)
 PAGE = (Path(__file__).parents[1] / "docs" / "web.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def segmenter(trained_cfg: Callable[..., CfgNode]) -> Segmenter:
-    return Segmenter(trained_cfg("MODEL.ALIGNZEG.PBC.GAMMA", 0.3), max_pixels=20_000)
+    return Segmenter(trained_cfg("MODEL.ALIGNZEG.PBC.GAMMA", 0.3), LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -117,17 +119,16 @@ WAIT = 120  # seconds; enough for a busy machine
 def url(
     segmenter: Segmenter, trained_epsilon_cfg: Callable[..., CfgNode], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    labeller = Labeller(trained_epsilon_cfg(), 20_000)
+    labeller = Labeller(trained_epsilon_cfg(), LIMITS)
     examples = example_photos(tmp_path_factory.mktemp("examples"))
-    page = build_page(
-        "Zero-shot recognition",
-        {
-            "AlignZeg": lambda: segmentation_tab(segmenter, examples),
-            "Epsilon": lambda: tags_tab(labeller, examples),
-        },
-    )
-    yield start(page, host="127.0.0.1", port=free_port(), max_upload_mb=1)
-    page.close()
+    tabs = {
+        "AlignZeg": lambda: segmentation_tab(segmenter, examples),
+        "Epsilon": lambda: tags_tab(labeller, examples),
+    }
+    with private_folder() as folder:
+        page = build_page("Zero-shot recognition", tabs, LIMITS)
+        yield start(page, folder, limits=LIMITS, port=free_port())
+        page.close()
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +223,26 @@ def test_a_broken_upload_gets_a_message(visitor, tmp_path):
     visitor.see("#segment").click()
     assert "broken.jpg cannot be read as an image" in visitor.message()
     assert "save it anew as JPEG or PNG" in visitor.message()
+
+
+def test_a_large_upload_gets_a_message(visitor, tmp_path):
+    (tmp_path / "large.png").write_bytes(b"x" * 3 * 2**20)
+    next(iter(visitor.chromium.find_elements(By.CSS_SELECTOR, "input[type=file]"))).send_keys(str(tmp_path / "large.png"))
+    assert 'exceed the maximum allowed size of 1.0 Mb: "large.png"' in visitor.message()
+
+
+def test_a_result_that_is_no_longer_kept_gets_a_message(visitor):
+    visitor.type("#gamma input[type=number]", "0.1")
+    assert "There is no result" in visitor.message()
+
+
+def test_names_that_are_too_long_get_a_message(visitor, photo):
+    visitor.upload(photo)
+    field = visitor.see("#vocabulary textarea")
+    set_value = "arguments[0].value = 'x'.repeat(30000); arguments[0].dispatchEvent(new Event('input'))"
+    visitor.chromium.execute_script(set_value, field)
+    visitor.see("#segment").click()
+    assert "has 30,000 characters, and this page takes 100" in visitor.message()
 
 
 def test_a_faulty_vocabulary_gets_a_message(visitor, photo):

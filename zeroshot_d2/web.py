@@ -1,60 +1,39 @@
-"""What the tabs of the web page share: reading uploads within limits, messages, examples, and the server.
+"""What the tabs of the web page share: inputs within limits, work that can be stopped, messages, examples.
 
 Shapes: (H, W) an image; images are (H, W, 3) uint8 RGB.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
-import functools
 import html
 import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
 import gradio as gr
 from detectron2.config import CfgNode
 from PIL import Image
-from starlette.datastructures import MutableHeaders
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from torch.overrides import TorchFunctionMode
 
 from . import demo_world
-from .cli import positive
 from .images import ImageArray, UnreadableImage, image_size, read_image, write_image
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from .vocabulary import parse_names
+from .web_server import Limits, Stopped, Visitor, mark_used, uploaded
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_ASPECT = 10  # longer to shorter side: pictures of a thin strip would be of any height
-KEPT_SECONDS = 3600  # for how long uploads and results stay on the server
-KEPT_SESSIONS = 100  # visitors whose last result is kept
+MAX_SCANS = 100  # passes over a JPEG, each of which decodes the whole image: cameras write 1, progressive files about 10
 # Of every event: one photo at a time, whichever the button, and from the page only.
 EVENT = {"concurrency_id": "photos", "concurrency_limit": 1, "api_visibility": "private"}
-# The fonts of the system: a page that works without a network loads none.
-THEME = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
-CSS = """
-footer {display: none !important}
-.photo img {width: 100%; height: 100%; object-fit: contain}
-.results {width: 100%; border-collapse: collapse; border: 0 !important}
-.results th, .results td {padding: 6px 8px; text-align: right !important; border: 0 !important}
-.results th:first-child, .results td:first-child {text-align: left !important}
-.results tr {border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important}
-.captioned {display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 12px}
-.captioned figure {margin: 0}
-.captioned img {width: 100%; border-radius: 4px}
-.captioned figcaption {font-size: 13px; line-height: 1.3; margin-top: 4px; white-space: pre-line}
-"""
 
 
 # ------------------------------------------------------------------------------------------------ input and output
 
 
-def read_upload(path: str | None, max_pixels: int) -> ImageArray:
+def read_upload(path: str | None, limits: Limits) -> ImageArray:
     """An uploaded photo, upright; its size is known from the header, before anything is decoded.
 
     Raises:
@@ -65,8 +44,11 @@ def read_upload(path: str | None, max_pixels: int) -> ImageArray:
     name = Path(path).name
     try:
         height, width = image_size(path, formats=FORMATS, max_pixels=sys.maxsize)  # any, for a message that says what to do
-        _check_size(name, width, height, max_pixels)
-        return read_image(path, formats=FORMATS, max_pixels=max_pixels)
+        _check_size(name, width, height, limits.pixels)
+        _check_scans(path)
+        return read_image(path, formats=FORMATS, max_pixels=limits.pixels)
+    except FileNotFoundError as error:
+        raise ValueError(f"{name} is gone, uploads stay for {limits.kept_seconds} seconds: upload it again.") from error
     except UnreadableImage as error:
         raise ValueError(
             f"{name} cannot be read as an image. It may be damaged or of an unknown kind: save it anew as JPEG or PNG "
@@ -84,18 +66,68 @@ def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         raise ValueError(f"{name} is a strip of {width} x {height} pixels: crop it to at most {MAX_ASPECT} : 1.")
 
 
-def explained(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` with its ValueErrors as messages on the page."""
+def _check_scans(path: str) -> None:
+    """Refuse a JPEG of so many passes that a small file takes minutes, in which nothing can stop the decoder."""
+    content = Path(path).read_bytes()
+    scans = content.count(b"\xff\xda") if content.startswith(b"\xff\xd8") else 0
+    if scans > MAX_SCANS:
+        raise ValueError(f"{Path(path).name} is a JPEG of {scans} passes, this page takes {MAX_SCANS}: save it anew.")
 
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+
+def typed_names(text: str | None, limits: Limits) -> list[str]:
+    """Names as typed, see :func:`zeroshot_d2.vocabulary.parse_names`.
+
+    Raises:
+        ValueError: there are more, or longer ones, than the page takes.
+    """
+    names = parse_names(text or "")
+    texts = [synonym for name in names for synonym in name.split("|")]
+    if len(texts) > limits.names:
+        raise ValueError(
+            f"You typed {len(texts):,} names, synonyms counted, and this page takes {limits.names:,}: shorten the list, or "
+            "start the page with a greater --max-names."
+        )
+    longest = max(texts, key=len, default="")
+    if len(longest) > limits.name_length:
+        raise ValueError(
+            f"The name {longest[:20]!r}... has {len(longest):,} characters, and this page takes {limits.name_length:,}: "
+            "separate names by commas, or start the page with a greater --max-name-length."
+        )
+    return names
+
+
+class Watched(TorchFunctionMode):
+    """Calls ``check`` at every function of torch, which is where a computation spends its time."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        super().__init__()
+        self._check = check
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._check()
+        return func(*args, **(kwargs or {}))
+
+
+def answering(function: Callable[..., Any], limits: Limits) -> Callable[..., Any]:
+    """``function`` of a visitor and the inputs, as Gradio calls it.
+
+    It is stopped when its time is over or nobody waits for it. That, and a ValueError, becomes a message on the page.
+    """
+
+    def answer(request: gr.Request, *values: Any) -> Any:
+        visitor = Visitor.of_request(request, limits.seconds)
+        check = visitor.watch()
+        for value in filter(uploaded, values):
+            mark_used(value)  # it waited, and may stay as long as any other from now on
         try:
-            return function(*args, **kwargs)
-        except ValueError as error:
+            check()
+            with Watched(check):
+                return function(visitor, *values)
+        except (ValueError, Stopped) as error:
             # Messages are shown as HTML, and they quote what was typed.
             raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
 
-    return wrapper
+    return answer
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -117,9 +149,13 @@ def captioned(pictures: list[tuple[ImageArray, str]]) -> str:
 
 
 class WebTab(Protocol):
-    """The "web_tab" part of a system: one model behind a tab of the page. Safe to call from several threads."""
+    """The "web_tab" part of a system: one model behind a tab of the page. Safe to call from several threads.
 
-    def __init__(self, cfg: CfgNode, max_pixels: int) -> None: ...
+    Its events are functions for :func:`answering`, on images, texts and numbers
+    (:data:`zeroshot_d2.web_server.KINDS`): the server lets no other inputs through.
+    """
+
+    def __init__(self, cfg: CfgNode, limits: Limits) -> None: ...
 
     def build(self, folder: Path) -> None:
         """Components and events, to be called inside a gr.Blocks; ``folder`` takes the files of examples."""
@@ -145,71 +181,27 @@ def photo_input(examples: list[Path]) -> gr.Image:
         type="filepath", sources=["upload", "clipboard"], label="Photo", height=320, buttons=[], elem_classes="photo"
     )
     # Gradio would decode the file before our checks, and answer a broken one with a traceback.
-    photo.preprocess = lambda payload: None if payload is None else payload.path
-    gr.Examples([[str(path)] for path in examples], [photo], label="Examples from the demo world")
+    photo.preprocess = _path_of_upload
+    samples = gr.Dataset(
+        components=[photo], samples=[[str(path)] for path in examples], type="index", label="Examples from the demo world"
+    )
+
+    # gr.Examples would replace the photo's component, and with it what was said above.
+    def choose(index: object) -> str:
+        if type(index) is not int or not 0 <= index < len(examples):
+            raise gr.Error("There is no such example.", print_exception=False)
+        return str(examples[index])
+
+    samples.click(choose, [samples], [photo], show_progress="hidden", queue=False, api_visibility="private")
     return photo
 
 
-# ------------------------------------------------------------------------------------------------------ the server
-
-
-def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the page is served, and what it takes."""
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--max-upload-mb", type=positive, default=10, help="size of an uploaded file; default: 10")
-    parser.add_argument("--max-pixels", type=positive, default=4_000_000, help="width x height; default: 4000000")
-
-
-def build_page(title: str, tabs: dict[str, Callable[[], None]]) -> gr.Blocks:
-    """A page with these tabs: name -> a function that makes the content. It sends no telemetry."""
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
-        gr.Markdown(f"# {title}")
-        for name, build in tabs.items():
-            with gr.Tab(name):
-                build()
-    return page
-
-
-def start(page: gr.Blocks, *, host: str, port: int, max_upload_mb: int) -> str:
-    """Serve a page in the background until ``page.close()``; its address."""
-    _, url, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        max_file_size=max_upload_mb * 2**20,
-        share=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        state_session_capacity=KEPT_SESSIONS,
-        theme=THEME,
-        css=CSS,
-        app_kwargs={"middleware": [Middleware(StayAtHome)]},
-        prevent_thread_lock=True,
-        quiet=True,
-    )
-    return url
-
-
-def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
-    """Serve a page as :func:`add_server_arguments` says, until Ctrl+C."""
-    print(f"the page is at {start(page, host=args.host, port=args.port, max_upload_mb=args.max_upload_mb)} (Ctrl+C ends it)")
-    page.block_thread()
-
-
-class StayAtHome:
-    """Tells browsers to load nothing from elsewhere: Gradio's page asks content networks for scripts otherwise."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                policy = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
-                MutableHeaders(scope=message)["Content-Security-Policy"] = policy
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
+def _path_of_upload(payload: Any) -> str | None:
+    if payload is None:
+        return None
+    if not uploaded(payload.path):
+        raise gr.Error("The photo was not uploaded to this page: upload it.", print_exception=False)
+    return payload.path
 
 
 def picture_output(elem_id: str, *, buttons: Sequence[str] = (), visible: bool = True) -> gr.Image:

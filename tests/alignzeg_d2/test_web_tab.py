@@ -20,7 +20,11 @@ from zeroshot_d2.demo_world import SPLIT, render
 from zeroshot_d2.segmentation.predictor import Segmentation
 
 pytest.importorskip("gradio", reason="the extra 'web' is not installed")
-from alignzeg_d2.web_tab import MAX_CLASSES, Segmenter, with_gamma
+from alignzeg_d2.web_tab import Segmenter, with_gamma
+from zeroshot_d2.web import Watched
+from zeroshot_d2.web_server import Limits, Stopped
+
+LIMITS = Limits(pixels=20_000)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,7 @@ def cfg(trained_cfg: Callable[..., CfgNode]) -> CfgNode:
 
 @pytest.fixture(scope="module")
 def segmenter(cfg: CfgNode) -> Segmenter:
-    return Segmenter(cfg, max_pixels=20_000)
+    return Segmenter(cfg, LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +69,33 @@ def test_any_gamma_gives_what_the_sweep_gives(segmenter, photo, gamma):
     before = found.segmentation.labels.copy()
     seen = segmenter.model.seen_mask(SPLIT)
     expected = segment_with_gamma(found.segmentation.proposals, seen, gamma, (64, 64)).numpy()
-    given = with_gamma(segmenter.model, found.segmentation, gamma)
+    given = with_gamma(segmenter.model, found, gamma)
     assert (given.labels != expected).mean() < 0.001  # a tie at a pixel may fall either way
     assert np.array_equal(found.segmentation.labels, before) and segmenter.model.postprocessor.gamma == 0.3
+
+
+def test_a_photo_can_be_given_up_half_way(segmenter, photo):
+    checks = iter(range(10**6))
+
+    def check() -> None:
+        if next(checks) == 100:
+            raise Stopped("nobody waits")
+
+    with pytest.raises(Stopped), Watched(check):
+        segmenter.find(photo, "dark sand, plain blue tile", "")
+    with Watched(lambda: next(checks)):
+        watched = segmenter.find(photo, segmenter.default_names, "").segmentation
+    expected = segmenter.find(photo, segmenter.default_names, "").segmentation
+    assert (watched.labels != expected.labels).mean() < 0.001 and next(checks) > 200
+
+
+def test_what_is_kept_is_enough_for_another_gamma(segmenter, photo):
+    found = segmenter.find(photo, segmenter.default_names, "")
+    kept = found.kept()
+    assert kept.segmentation.labels.size == kept.segmentation.best.size == 0
+    overlay, rows, summary, *_ = segmenter.show(kept, 0.2)
+    expected = segmenter.show(found, 0.2)
+    assert np.array_equal(overlay, expected[0]) and rows == expected[1] and summary == expected[2]
 
 
 def test_gamma_decides_what_becomes_unseen(segmenter, photo):
@@ -112,7 +140,8 @@ def test_visitors_do_not_see_the_vocabulary_of_others(segmenter, photo):
         (" , ", "", "a vocabulary needs at least one class name"),
         ("cat, dog, cat", "", r"lists \['cat'\] more than once"),
         ("cat, dog", "cow", r"unseen classes \['cow'\] are not in the vocabulary: cat, dog"),
-        (",".join(map(str, range(MAX_CLASSES + 1))), "", "has 2001 classes, this page takes 2000"),
+        (",".join(map(str, range(2001))), "", "typed 2,001 names, .* this page takes 2,000"),
+        ("cat", "x" * 101, "has 101 characters"),
     ],
 )
 def test_faulty_vocabularies(segmenter, photo, names, unseen, message):
@@ -135,7 +164,7 @@ def test_a_vocabulary_of_seen_classes_has_no_bias_to_correct(segmenter, photo):
 def test_a_model_without_correction(demo_cfg, demo_model: Callable[..., AlignZeg], photo, tmp_path):
     plain = ("MODEL.ALIGNZEG.PBC.POSTPROCESSOR", "NoCorrection")
     torch.save({"model": demo_model(*plain).state_dict()}, tmp_path / "model.pth")
-    segmenter = Segmenter(demo_cfg(*plain, "MODEL.WEIGHTS", str(tmp_path / "model.pth")), 20_000)
+    segmenter = Segmenter(demo_cfg(*plain, "MODEL.WEIGHTS", str(tmp_path / "model.pth")), LIMITS)
     assert segmenter.gamma is None
     _, rows, summary, heaviest, picture = segmenter.show(segmenter.find(photo, segmenter.default_names, ""), 0.0)
     assert rows and "without a class indicator" in summary and picture is None

@@ -16,6 +16,10 @@ from zeroshot_d2.demo_world import SPLIT, render
 
 pytest.importorskip("gradio", reason="the extra 'web' is not installed")
 from epsilon_d2.web_tab import Labeller
+from zeroshot_d2.web import Watched
+from zeroshot_d2.web_server import Limits, Stopped
+
+LIMITS = Limits(pixels=10_000)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def cfg(
 
 @pytest.fixture(scope="module")
 def labeller(cfg: CfgNode) -> Labeller:
-    return Labeller(cfg, max_pixels=10_000)
+    return Labeller(cfg, LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +60,22 @@ def test_labels_of_ones_own_do_not_stay(labeller, photo):
     assert labeller.tag(photo, labeller.default_labels, 3)[0] == before and len(before) == 3
 
 
+def test_a_photo_can_be_given_up_half_way(labeller, photo):
+    checks = iter(range(10**6))
+
+    def check() -> None:
+        if next(checks) == 100:
+            raise Stopped("nobody waits")
+
+    with pytest.raises(Stopped), Watched(check):
+        labeller.tag(photo, "zebra, plain red tile, green hill", 3)
+
+
 def test_a_threshold_leaves_out_what_is_below_it(labeller, photo):
     rows, _ = labeller.tag(photo, labeller.default_labels, 38)
     least = (float(rows[4][2]) + float(rows[5][2])) / 2
     assert labeller.tag(photo, labeller.default_labels, 38, str(least))[0] == rows[:5]
+    assert labeller.tag(photo, labeller.default_labels, 38, None)[0] == rows
 
 
 @pytest.mark.parametrize(
@@ -68,6 +84,7 @@ def test_a_threshold_leaves_out_what_is_below_it(labeller, photo):
         ("", "", "at least one class name"),
         ("cat, cat", "", r"lists \['cat'\] more than once"),
         ("cat", "high", "least score must be a number, got 'high'"),
+        (", ".join(map(str, range(10_000))), "", "typed 10,000 names, .* this page takes 2,000"),
     ],
 )
 def test_what_was_typed_can_be_faulty(labeller, photo, labels, threshold, message):
@@ -84,6 +101,6 @@ def test_the_photo_can_be_faulty(labeller, tmp_path):
 def test_a_model_without_a_module_has_one_picture(epsilon_cfg, epsilon_model, photo, tmp_path):
     options = ("MODEL.EPSILON.GFP.ENABLED", False)
     torch.save({"model": epsilon_model(*options).state_dict()}, tmp_path / "model.pth")
-    labeller = Labeller(epsilon_cfg(*options, "MODEL.WEIGHTS", str(tmp_path / "model.pth")), 10_000)
+    labeller = Labeller(epsilon_cfg(*options, "MODEL.WEIGHTS", str(tmp_path / "model.pth")), LIMITS)
     _, (of_groups, of_blocks) = labeller.tag(photo, "zebra, plain red tile", 2)
     assert of_groups is not None and of_blocks is None

@@ -1,25 +1,36 @@
-"""What the tabs of the web page share: uploads and their limits, messages, examples, and a server that stays at home."""
+"""What the tabs of the web page share: uploads and names within limits, work that can be stopped, messages, examples."""
 
 from __future__ import annotations
 
-import argparse
-import re
-import socket
 import struct
-import urllib.error
-import urllib.request
+import threading
+import time
 import zlib
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from zeroshot_d2 import demo_world
 
 gr = pytest.importorskip("gradio", reason="the extra 'web' is not installed")
-from zeroshot_d2 import web  # noqa: E402
+from zeroshot_d2 import web, web_server  # noqa: E402
+from zeroshot_d2.images import ImageArray  # noqa: E402
+
+
+def read(path: str | None, pixels: int) -> ImageArray:
+    return web.read_upload(path, web_server.Limits(pixels=pixels))
+
+
+@pytest.fixture
+def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of uploads."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    return tmp_path
 
 
 def save(path: Path, size: tuple[int, int] = (40, 30), **options: object) -> str:
@@ -33,22 +44,22 @@ def save(path: Path, size: tuple[int, int] = (40, 30), **options: object) -> str
 
 def test_an_upload_comes_as_upright_rgb(tmp_path):
     path = save(tmp_path / "a.png")
-    assert np.array_equal(web.read_upload(path, 1200), np.asarray(Image.open(path)))
+    assert np.array_equal(read(path, 1200), np.asarray(Image.open(path)))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    assert web.read_upload(save(tmp_path / "turned.jpg", exif=exif), 1200).shape == (40, 30, 3)
+    assert read(save(tmp_path / "turned.jpg", exif=exif), 1200).shape == (40, 30, 3)
     Image.new("P", (8, 8)).save(tmp_path / "palette.gif")
-    assert web.read_upload(str(tmp_path / "palette.gif"), 1200).shape == (8, 8, 3)
+    assert read(str(tmp_path / "palette.gif"), 1200).shape == (8, 8, 3)
 
 
 def test_without_an_upload_the_message_says_what_to_do():
     with pytest.raises(ValueError, match="no photo yet: upload one, or choose an example"):
-        web.read_upload(None, 100)
+        read(None, 100)
 
 
 def test_too_many_pixels(tmp_path):
     with pytest.raises(ValueError, match=r"a\.png has 40 x 30 pixels, more than the 1,199 .* --max-pixels"):
-        web.read_upload(save(tmp_path / "a.png"), 1199)
+        read(save(tmp_path / "a.png"), 1199)
 
 
 def png_of_size(width: int, height: int) -> bytes:
@@ -67,13 +78,13 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, size):
     (tmp_path / "bomb.png").write_bytes(png_of_size(*size))
     message = rf"bomb\.png has {size[0]} x {size[1]} pixels, more than the 4,000,000 that this page takes"
     with pytest.raises(ValueError, match=message):
-        web.read_upload(str(tmp_path / "bomb.png"), 4_000_000)
+        read(str(tmp_path / "bomb.png"), 4_000_000)
 
 
 def test_a_strip_is_refused(tmp_path):
-    assert web.read_upload(save(tmp_path / "panorama.png", (100, 10)), 9999).shape == (10, 100, 3)
+    assert read(save(tmp_path / "panorama.png", (100, 10)), 9999).shape == (10, 100, 3)
     with pytest.raises(ValueError, match="strip of 101 x 10 pixels: crop it to at most 10 : 1"):
-        web.read_upload(save(tmp_path / "strip.png", (101, 10)), 9999)
+        read(save(tmp_path / "strip.png", (101, 10)), 9999)
 
 
 @pytest.mark.parametrize("content", ["text", "truncated", "broken chunk", "postscript"])
@@ -91,18 +102,22 @@ def test_a_broken_upload_is_named(tmp_path, content):
         }[content]
     )
     with pytest.raises(ValueError, match=r"broken\.png cannot be read as an image.* save it anew as JPEG or PNG"):
-        web.read_upload(str(path), 9999)
+        read(str(path), 9999)
 
 
-def test_value_errors_become_messages_and_others_stay():
-    @web.explained
-    def fails(error: Exception) -> None:
-        raise error
+def test_a_jpeg_of_many_passes_is_refused(tmp_path):
+    path = save(tmp_path / "passes.jpg", progressive=True)
+    content = Path(path).read_bytes()
+    assert read(path, 9999).shape == (30, 40, 3)
+    last = content.rindex(b"\xff\xda")
+    Path(path).write_bytes(content[:last] + content[last:-2] * 100 + content[-2:])
+    with pytest.raises(ValueError, match=r"passes\.jpg is a JPEG of 10\d passes, this page takes 100"):
+        read(path, 9999)
 
-    with pytest.raises(gr.Error, match="the class &lt;b&gt; is there twice"):
-        fails(ValueError("the class <b> is there twice"))
-    with pytest.raises(KeyError):
-        fails(KeyError("a mistake of ours"))
+
+def test_an_upload_that_is_gone(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.png is gone, uploads stay for 600 seconds: upload it again"):
+        read(str(tmp_path / "a.png"), 9999)
 
 
 # --------------------------------------------------------------------------------------------------------- parts
@@ -128,72 +143,94 @@ def test_examples_show_unseen_classes(tmp_path):
         assert any(demo_world.SPLIT.names[k] in demo_world.SPLIT.unseen for k in rendered.classes)
 
 
-# -------------------------------------------------------------------------------------------------------- server
-
-
-def test_the_server_listens_on_loopback_with_limits_unless_told_otherwise():
-    parser = argparse.ArgumentParser()
-    web.add_server_arguments(parser)
-    assert vars(parser.parse_args([])) == {
-        "host": "127.0.0.1", "port": 7860, "max_upload_mb": 10, "max_pixels": 4_000_000
-    }  # fmt: skip
-    assert parser.parse_args(["--host", "0.0.0.0", "--port", "8000"]).host == "0.0.0.0"
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "many"])
-def test_limits_are_positive(value, capsys):
-    parser = argparse.ArgumentParser()
-    web.add_server_arguments(parser)
-    with pytest.raises(SystemExit):
-        parser.parse_args([f"--max-pixels={value}"])
-    assert f"must be a positive whole number, got '{value}'" in capsys.readouterr().err
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    page = web.build_page("A page", {"First": lambda: gr.Markdown("one"), "Second": lambda: gr.Markdown("two")})
-    yield web.start(page, host="127.0.0.1", port=free_port(), max_upload_mb=1)
-    page.close()
-
-
-def test_a_page_has_its_title_and_tabs_and_asks_nothing_of_other_hosts(url):
-    with urllib.request.urlopen(url) as answer:
-        content = answer.read().decode()
-        policy = answer.headers["Content-Security-Policy"]
-    assert "A page" in content and "First" in content and "Second" in content
-    assert '"analytics_enabled":false' in content.replace(" ", "")
-    assert policy.startswith("default-src 'self'") and "http" not in policy
-    with urllib.request.urlopen(f"{url}theme.css") as answer:
-        css = answer.read().decode()
-    assert "system-ui" in css and not re.findall(r"@import|@font-face|url\((?![\"']?data:)", css)
-
-
-def upload(url: str, content: bytes) -> urllib.request.Request:
-    boundary = "a-boundary"
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    return urllib.request.Request(f"{url}gradio_api/upload", data=body, headers=headers)
-
-
-def test_the_server_refuses_large_uploads(url):
-    with urllib.request.urlopen(upload(url, b"x" * (2**20 - 10))) as answer:
-        assert answer.status == 200
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(upload(url, b"x" * (2**20 + 10)))
-    assert refused.value.code == 413
-    refused.value.close()
-
-
-def test_photo_inputs_hand_over_files_as_they_are(tmp_path):
-    (tmp_path / "broken.png").write_text("no image")
+def test_photo_inputs_hand_over_uploads_as_they_are(uploads):
+    broken = uploads / ("0" * 64) / "broken.png"
+    broken.parent.mkdir()
+    broken.write_text("no image")
     with gr.Blocks(analytics_enabled=False):
-        photo = web.photo_input(web.example_photos(tmp_path, count=1))
-    payload = photo.data_model(path=str(tmp_path / "broken.png"))
-    assert photo.preprocess(payload) == str(tmp_path / "broken.png") and photo.preprocess(None) is None
+        photo = web.photo_input(web.example_photos(uploads, count=1))
+    assert photo.preprocess(photo.data_model(path=str(broken))) == str(broken) and photo.preprocess(None) is None
+    with pytest.raises(gr.Error, match="was not uploaded to this page"):
+        photo.preprocess(photo.data_model(path=str(uploads / "demo_world_0.png")))
+
+
+# -------------------------------------------------------------------------------------------------- work that can stop
+
+
+class FakeRequest:
+    """A request as Gradio gives it to an event, of someone who has (not) a stream open."""
+
+    def __init__(self, *, present: bool, arrived: float) -> None:
+        visitors = web_server.Visitors()
+        self.session_hash = "someone"
+        self.request = SimpleNamespace(state=SimpleNamespace(visitors=visitors, arrived=arrived))
+        self.stream = ExitStack()
+        if present:
+            self.stream.enter_context(visitors.stream("someone"))
+
+
+def work(steps: int = 10**9) -> str:
+    """Many small steps."""
+    for _ in range(steps):
+        torch.ones(2).add(1)
+    return "done"
+
+
+def answer(request: FakeRequest, steps: int, seconds: int = 60) -> str:
+    function = web.answering(lambda visitor, steps: work(steps), web_server.Limits(seconds=seconds))
+    return function(request, steps)
+
+
+def test_work_whose_visitor_waits_is_done():
+    assert answer(FakeRequest(present=True, arrived=-1e9), 10) == "done"
+    assert answer(FakeRequest(present=False, arrived=time.monotonic()), 10) == "done"  # its stream is about to come
+
+
+def test_work_that_nobody_waits_for_does_not_begin():
+    with pytest.raises(gr.Error, match="Nobody waits"):
+        answer(FakeRequest(present=False, arrived=-1e9), 10)
+
+
+def test_work_ends_when_its_visitor_leaves():
+    request = FakeRequest(present=True, arrived=-1e9)
+    leave = threading.Timer(0.2, request.stream.close)
+    leave.start()
+    with pytest.raises(gr.Error, match="Nobody waits"):
+        answer(request, 10**9)
+    leave.join()
+
+
+def test_work_ends_when_its_time_is_over():
+    with pytest.raises(gr.Error, match="longer than the 1 seconds .* --max-seconds"):
+        answer(FakeRequest(present=True, arrived=-1e9), 10**9, seconds=1)
+
+
+def test_value_errors_become_messages_and_others_stay():
+    def fails(visitor: web_server.Visitor, error: Exception) -> None:
+        raise error
+
+    function = web.answering(fails, web_server.Limits())
+    with pytest.raises(gr.Error, match="the class &lt;b&gt; is there twice"):
+        function(FakeRequest(present=True, arrived=0), ValueError("the class <b> is there twice"))
+    with pytest.raises(KeyError):
+        function(FakeRequest(present=True, arrived=0), KeyError("a mistake of ours"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x" * 101, "The name 'xxxxxxxxxxxxxxxxxxxx'... has 101 characters, and this page takes 100.* --max-name-length"),
+        ("x" * 1_000_000, "has 1,000,000 characters"),
+        (", ".join(map(str, range(2001))), "You typed 2,001 names, .* and this page takes 2,000.* --max-names"),
+        ("|".join(map(str, range(2001))), "You typed 2,001 names"),
+    ],
+)
+def test_names_that_are_too_long_or_too_many(text, message):
+    with pytest.raises(ValueError, match=message):
+        web.typed_names(text, web_server.Limits())
+
+
+def test_names_within_the_limits():
+    limits = web_server.Limits(names=3, name_length=4)
+    assert web.typed_names("tree|bush, cats", limits) == ["tree|bush", "cats"]
+    assert web.typed_names(None, limits) == web.typed_names(" , ", limits) == []

@@ -10,7 +10,6 @@ It listens on this machine alone unless --host says otherwise. Ctrl+C ends it.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -76,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page with command-line arguments ``argv`` until Ctrl+C.
 
     Raises:
-        FileNotFoundError: a config or a checkpoint does not exist.
-        ValueError: weights do not fit their config, or a system offers no tab.
+        FileNotFoundError: a config, a checkpoint or the file of passwords does not exist.
+        ValueError: weights do not fit their config, a system offers no tab, or --auth is faulty.
     """
-    from ..web import add_server_arguments, build_page, serve  # gradio takes seconds, and --help needs none of it
+    from .. import web_server  # gradio takes seconds, and --help of the other commands needs none of it
 
     parser = Parser("python -m zeroshot_d2 web", __doc__)
     parser.add_argument(
@@ -94,14 +93,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--weights", metavar="FILE", help="a checkpoint; default: model_final.pth in the config's OUTPUT_DIR"
     )
-    add_server_arguments(parser)
+    web_server.add_server_arguments(parser)
     args = parser.parse(argv)
-    with tempfile.TemporaryDirectory() as folder:
+    auth = None if args.auth is None else web_server.accounts(args.auth)
+    limits = web_server.limits_of(args)
+    with web_server.private_folder() as folder:
         tabs: dict[str, Callable[[], None]] = {}
         for number, (title, cfg) in enumerate(model_configs(args).items()):
-            tab = find_system(cfg.MODEL.META_ARCHITECTURE).part("web_tab")(cfg, args.max_pixels)
-            examples = Path(folder) / str(number)
-            examples.mkdir()
+            tab = find_system(cfg.MODEL.META_ARCHITECTURE).part("web_tab")(cfg, limits)
+            examples = folder / "examples" / str(number)
+            examples.mkdir(parents=True)
             tabs[title] = lambda tab=tab, examples=examples: tab.build(examples)  # type: ignore[misc]
-        serve(build_page("Zero-shot recognition", tabs), args)
+        page = web_server.build_page("Zero-shot recognition", tabs, limits)
+        web_server.serve(page, folder, args, auth)
     return 0
