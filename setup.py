@@ -38,7 +38,7 @@ EXTRAS_REQUIRE = {
         "scikit-learn>=1.3.2",  # t-SNE of proposal features
     ],
     "web": [
-        "gradio>=6",  # the web page
+        "gradio>=6.31",  # the web page; what it refuses was tried with this one
     ],
     "export": [
         "onnx>=1.17.0",  # the file format, and the description in its metadata
@@ -78,7 +78,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=[
-        *find_packages(include=["zeroshot_d2*", "alignzeg_d2*", "epsilon_d2*"]),
+        *find_packages(include=["zeroshot_d2*", "alignzeg_d2*", "epsilon_d2*", "baselines_d2*"]),
         "zeroshot_d2.configs",
         *(f"zeroshot_d2.{'.'.join(folder.parts)}" for folder in FOLDERS),
     ],

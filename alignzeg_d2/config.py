@@ -5,21 +5,18 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 from zeroshot_d2.clip.loader import PIXEL_MEAN, PIXEL_STD
+from zeroshot_d2.clip.text import TEMPLATES
+from zeroshot_d2.ranges import choice, declare, number, whole
 from zeroshot_d2.segmentation.config import add_segmentation_config
 
 
 def add_alignzeg_config(cfg: CfgNode) -> None:
     """Add ``cfg.MODEL.ALIGNZEG`` and set Detectron2's own keys to what AlignZeg trains with."""
     add_segmentation_config(cfg)
-
+    add_proposal_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "AlignZeg"
-    cfg.MODEL.BACKBONE.NAME = "ViTImageEncoder"
-    # Both encoders see images in RGB, normalised as CLIP expects.
-    cfg.INPUT.FORMAT = "RGB"
-    cfg.MODEL.PIXEL_MEAN = list(PIXEL_MEAN)
-    cfg.MODEL.PIXEL_STD = list(PIXEL_STD)
 
-    alignzeg = cfg.MODEL.ALIGNZEG = CfgNode()
+    alignzeg = cfg.MODEL.ALIGNZEG
 
     # ---- CLIP (Sec. 4.2) ----
     alignzeg.CLIP = CfgNode()
@@ -44,14 +41,7 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     # Text templates: "vild" (14), "imagenet" (80) or "single".
     alignzeg.CLIP.TEMPLATES = "vild"
 
-    # ---- image encoder (Sec. 4.2) ----
-    alignzeg.IMAGE_ENCODER = CfgNode()
-    alignzeg.IMAGE_ENCODER.IMAGE_SIZE = 640  # position embeddings are laid out for this side
-    alignzeg.IMAGE_ENCODER.PATCH_SIZE = 16
-    alignzeg.IMAGE_ENCODER.WIDTH = 240
-    alignzeg.IMAGE_ENCODER.DEPTH = 8
-    alignzeg.IMAGE_ENCODER.NUM_HEADS = 6
-    alignzeg.IMAGE_ENCODER.DROP_PATH_RATE = 0.0
+    add_image_encoder_config(cfg)
 
     # ---- pixel decoder (Sec. 3.1) ----
     alignzeg.PIXEL_DECODER = CfgNode()
@@ -72,10 +62,31 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     # One bias map B per proposal for all heads, or one for each head.
     alignzeg.SEMANTIC_DECODER.BIAS_PER_HEAD = False
 
+
+def add_image_encoder_config(cfg: CfgNode) -> None:
+    """Add the keys of the learnable image encoder, ``cfg.MODEL.ALIGNZEG.IMAGE_ENCODER``, and name it as the backbone."""
+    cfg.MODEL.BACKBONE.NAME = "ViTImageEncoder"
+    alignzeg = cfg.MODEL.ALIGNZEG
+    # ---- image encoder (Sec. 4.2) ----
+    alignzeg.IMAGE_ENCODER = CfgNode()
+    alignzeg.IMAGE_ENCODER.IMAGE_SIZE = 640  # position embeddings are laid out for this side
+    alignzeg.IMAGE_ENCODER.PATCH_SIZE = 16
+    alignzeg.IMAGE_ENCODER.WIDTH = 240
+    alignzeg.IMAGE_ENCODER.DEPTH = 8
+    alignzeg.IMAGE_ENCODER.NUM_HEADS = 6
+    alignzeg.IMAGE_ENCODER.DROP_PATH_RATE = 0.0
+
+
+def add_proposal_config(cfg: CfgNode) -> None:
+    """Add what any method that classifies mask proposals takes from AlignZeg: the keys GEPC, PBC, LOSS and TEST below
+    ``cfg.MODEL.ALIGNZEG``; and set Detectron2's own keys of input and solver."""
+    alignzeg = cfg.MODEL.ALIGNZEG = CfgNode()
+
     # ---- classification, GEPC (Sec. 3.2) ----
     alignzeg.GEPC = CfgNode()
     # M: background prototypes; 20 on COCO-Stuff, 10 elsewhere, 1 without the background diversity strategy.
     alignzeg.GEPC.NUM_BACKGROUND_PROTOTYPES = 10
+    alignzeg.GEPC.REFINEMENT = True  # phi_cls
     alignzeg.GEPC.FEATURE_EXPANSION = True
     alignzeg.GEPC.ALPHA = 3.0  # alpha of Beta(alpha, alpha), Eq. 2
     # Leave mixtures of two proposals of one class out of L_vir: their virtual prototype is a seen one.
@@ -103,6 +114,9 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     alignzeg.LOSS.NUM_POINTS = 12544
     alignzeg.LOSS.OVERSAMPLE_RATIO = 3.0
     alignzeg.LOSS.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # The label at a point: "pixel", that of the pixel in which it lies, or "bilinear", each class's share of the four
+    # pixels around it, as in Mask2Former and SAN.
+    alignzeg.LOSS.LABELS_AT_POINTS = "pixel"
     # Ignored (also: unseen) pixels count as negatives of every mask, or do not count at all.
     alignzeg.LOSS.EXCLUDE_IGNORED_PIXELS = False
 
@@ -121,6 +135,10 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     alignzeg.TEST.CHUNK_PIXELS = 262144
 
     # ---- input ----
+    # All encoders see images in RGB, normalised as CLIP expects.
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = list(PIXEL_MEAN)
+    cfg.MODEL.PIXEL_STD = list(PIXEL_STD)
     cfg.INPUT.MIN_SIZE_TRAIN = tuple(range(320, 961, 64))
     cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
     cfg.INPUT.MAX_SIZE_TRAIN = 2560
@@ -153,3 +171,39 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     cfg.SOLVER.CHECKPOINT_PERIOD = 5000
     cfg.TEST.EVAL_PERIOD = 5000
     cfg.SEED = 1
+
+
+declare(
+    "MODEL.ALIGNZEG",
+    {
+        "CLIP.RESOLUTION": number(above=0),
+        "CLIP.TAP": whole(1),
+        "CLIP.NUM_PROMPTS": whole(0),
+        "CLIP.PROMPT_DROPOUT": number(0, below=1),
+        "CLIP.NAMES": choice("released", "reworded"),
+        "CLIP.TEMPLATES": choice(*TEMPLATES),
+        "IMAGE_ENCODER.IMAGE_SIZE": whole(1),
+        "IMAGE_ENCODER.PATCH_SIZE": whole(1),
+        "IMAGE_ENCODER.WIDTH": whole(1),
+        "IMAGE_ENCODER.DEPTH": whole(1),
+        "IMAGE_ENCODER.NUM_HEADS": whole(1),
+        "IMAGE_ENCODER.DROP_PATH_RATE": number(0, below=1),
+        "PIXEL_DECODER.NUM_QUERIES": whole(1),
+        "PIXEL_DECODER.NUM_HEADS": whole(1),
+        "PIXEL_DECODER.MLP_RATIO": number(above=0),
+        "PIXEL_DECODER.DECODER_LAYERS": whole(1),
+        "PIXEL_DECODER.DECODER_HEADS": whole(1),
+        "SEMANTIC_DECODER.NUM_LAYERS": whole(1),
+        "GEPC.NUM_BACKGROUND_PROTOTYPES": whole(1),
+        "GEPC.ALPHA": number(above=0),
+        "PBC.TOP_K": whole(1),
+        "PBC.GAMMA": number(0),
+        **{f"LOSS.{name}_WEIGHT": number(0) for name in ("BC", "CE", "MASK", "DICE", "VIR", "REG", "NO_OBJECT")},
+        "LOSS.NUM_POINTS": whole(0),
+        "LOSS.LABELS_AT_POINTS": choice("pixel", "bilinear"),
+        "LOSS.OVERSAMPLE_RATIO": number(1),
+        "LOSS.IMPORTANCE_SAMPLE_RATIO": number(0, 1),
+        "TEST.OUTPUT": choice("scores", "labels"),
+        "TEST.CHUNK_PIXELS": whole(1),
+    },
+)

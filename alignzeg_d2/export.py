@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from alignzeg_d2.alignzeg import OUTPUTS, AlignZeg
+from alignzeg_d2.alignzeg import AlignZeg
 from alignzeg_d2.inference import correct
 from alignzeg_d2.predictor import AlignZegPredictor
+from alignzeg_d2.proposal_segmenter import OUTPUTS
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.export import (
     TOLERANCE,

@@ -6,7 +6,7 @@ dimension or for N: one image and a batch take the same path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -152,8 +152,9 @@ def segment(
     chunk_pixels: int,
     output: str,
     with_proposals: bool,
+    reweigh: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Any]:
-    """The output of one image; see :meth:`alignzeg_d2.alignzeg.AlignZeg.inference` for its entries.
+    """The output of one image; see :meth:`alignzeg_d2.proposal_segmenter.ProposalSegmenter.inference` for its entries.
 
     Args:
         found: of its Q proposals.
@@ -166,9 +167,12 @@ def segment(
         chunk_pixels: as for :func:`semantic_scores`.
         output: "scores" or "labels".
         with_proposals: whether to return them.
+        reweigh: what another classifier makes of the class probabilities (Q, K).
     """
     logits, indicator = found.class_logits.float(), found.class_indicator
     corrected, probabilities = correct(logits, indicator, seen, postprocessor, background_in_softmax=background_in_softmax)
+    if reweigh is not None:
+        probabilities = reweigh(probabilities)
     region = (
         mask_logits.shape[-2] * image_size[0] / padded_size[0],
         mask_logits.shape[-1] * image_size[1] / padded_size[1],
@@ -190,6 +194,14 @@ def segment(
             "features": found.features.float(),
         }
     return result
+
+
+def of_scores(scores: Tensor, output: str) -> dict[str, Tensor]:
+    """Scores (K, H, W) as what :func:`segment` returns for ``output``."""
+    if output == "scores":
+        return {"sem_seg": scores}
+    best, labels = scores.max(dim=0)
+    return {"sem_seg_labels": labels, "sem_seg_best": best}
 
 
 def semantic_scores(

@@ -4,6 +4,7 @@
 :mod:`epsilon_d2.config`             every key, with the paper's symbol
 :mod:`epsilon_d2.system`             what the paper plugs into the house
 :mod:`epsilon_d2.epsilon`            the meta-architecture, Fig. 2
+:mod:`epsilon_d2.tagger`             what it shares with the methods that it is compared with
 :mod:`epsilon_d2.modeling`           a file per box of the figure
 :mod:`epsilon_d2.predictor`          any vocabulary, from Python
 :mod:`epsilon_d2.export`             ONNX and torch.export

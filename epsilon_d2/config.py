@@ -1,17 +1,21 @@
-"""Every key of Epsilon, with the paper's symbol, default and place. Defaults are those of NUS-WIDE."""
+"""Every key of Epsilon, with the paper's symbol, default and place. Defaults are those of NUS-WIDE.
+
+:func:`add_tagger_config` has those of them that the compared methods read too.
+"""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from zeroshot_d2.clip.text import TEMPLATES
 from zeroshot_d2.multilabel.config import add_multilabel_config
+from zeroshot_d2.ranges import choice, declare, number, whole
 
 
-def add_epsilon_config(cfg: CfgNode) -> None:
-    """Add ``cfg.MODEL.EPSILON`` and set Detectron2's own keys to what Epsilon trains with."""
+def add_tagger_config(cfg: CfgNode) -> None:
+    """Add the keys of everything that is frozen, and set the input's: :class:`epsilon_d2.tagger.Tagger` reads them."""
     add_multilabel_config(cfg)
 
-    cfg.MODEL.META_ARCHITECTURE = "Epsilon"
     # "TimmViT", "ClipViT", or your own in BACKBONE_REGISTRY that gives {"tokens": (N, L, D)}.
     cfg.MODEL.BACKBONE.NAME = "TimmViT"
     cfg.INPUT.FORMAT = "RGB"
@@ -20,7 +24,6 @@ def add_epsilon_config(cfg: CfgNode) -> None:
     cfg.MODEL.PIXEL_STD = [127.5, 127.5, 127.5]
 
     epsilon = cfg.MODEL.EPSILON = CfgNode()
-    epsilon.NUM_GROUPS = 8  # M, for group prompts and feature blocks alike (Fig. 3a)
 
     # ---- frozen backbone ----
     epsilon.BACKBONE = CfgNode()
@@ -32,6 +35,41 @@ def add_epsilon_config(cfg: CfgNode) -> None:
     epsilon.BACKBONE.TAP = 0
     # Whether [CLS] is among the tokens of F.
     epsilon.BACKBONE.CLS_TOKEN = False
+
+    # ---- label vectors ----
+    epsilon.LABEL_EMBEDDINGS = CfgNode()
+    # "file": word vectors such as GloVe's. "clip": CLIP's text encoder.
+    epsilon.LABEL_EMBEDDINGS.SOURCE = "file"
+    # .txt (a word and its numbers per line) or .npz ("names", "vectors"); also looked for in $DETECTRON2_DATASETS.
+    epsilon.LABEL_EMBEDDINGS.FILE = "glove/glove.6B.300d.txt"
+    epsilon.LABEL_EMBEDDINGS.CLIP_NAME = "ViT-B-16-quickgelu"
+    epsilon.LABEL_EMBEDDINGS.CLIP_PRETRAINED = "openai"
+    epsilon.LABEL_EMBEDDINGS.TEMPLATES = "vild"
+    # Bring label vectors to unit length; False, for SOURCE "file", takes them as the file has them.
+    epsilon.LABEL_EMBEDDINGS.NORMALISE = True
+    # Subtract the mean of the training vocabulary's vectors, and normalise again where NORMALISE is True.
+    epsilon.LABEL_EMBEDDINGS.CENTRE = False
+
+    # ---- input ----
+    cfg.INPUT.IMAGE_SIZE = 224
+    cfg.INPUT.CROP_SCALE = (0.7, 1.0)
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    cfg.INPUT.MIN_SIZE_TEST = 224  # what DefaultPredictor hands over; the model makes it square
+    cfg.INPUT.MAX_SIZE_TEST = 1333
+
+    # ---- evaluation ----
+    cfg.TEST.EVAL_PERIOD = 0
+    cfg.TEST.IMS_PER_BATCH = 32
+    cfg.SEED = 1
+
+
+def add_epsilon_config(cfg: CfgNode) -> None:
+    """Add ``cfg.MODEL.EPSILON`` and set Detectron2's own keys to what Epsilon trains with."""
+    add_tagger_config(cfg)
+
+    cfg.MODEL.META_ARCHITECTURE = "Epsilon"
+    epsilon = cfg.MODEL.EPSILON
+    epsilon.NUM_GROUPS = 8  # M, for group prompts and feature blocks alike (Fig. 3a)
 
     # ---- Group Prompts Aggregation, GPA (Eq. 1-3) ----
     epsilon.GPA = CfgNode()
@@ -48,20 +86,6 @@ def add_epsilon_config(cfg: CfgNode) -> None:
     epsilon.GFP.ENABLED = True
     epsilon.GFP.MLP_RATIO = 1.0  # hidden width of the MLP of Eq. 4, as a multiple of D
 
-    # ---- label vectors ----
-    epsilon.LABEL_EMBEDDINGS = CfgNode()
-    # "file": word vectors such as GloVe's. "clip": CLIP's text encoder.
-    epsilon.LABEL_EMBEDDINGS.SOURCE = "file"
-    # .txt (a word and its numbers per line) or .npz ("names", "vectors"); also looked for in $DETECTRON2_DATASETS.
-    epsilon.LABEL_EMBEDDINGS.FILE = "glove/glove.6B.300d.txt"
-    epsilon.LABEL_EMBEDDINGS.CLIP_NAME = "ViT-B-16-quickgelu"
-    epsilon.LABEL_EMBEDDINGS.CLIP_PRETRAINED = "openai"
-    epsilon.LABEL_EMBEDDINGS.TEMPLATES = "vild"
-    # Bring label vectors to unit length; False, for SOURCE "file", takes them as the file has them.
-    epsilon.LABEL_EMBEDDINGS.NORMALISE = True
-    # Subtract the mean of the training vocabulary's vectors, and normalise again where NORMALISE is True.
-    epsilon.LABEL_EMBEDDINGS.CENTRE = False
-
     # ---- objective (Eq. 9-13) ----
     epsilon.LOSS = CfgNode()
     epsilon.LOSS.LAMBDA = 0.3  # lambda, weight of L_reg against L_r (Fig. 3b)
@@ -76,13 +100,6 @@ def add_epsilon_config(cfg: CfgNode) -> None:
     epsilon.TEST = CfgNode()
     # Also return which patches each group looks at.
     epsilon.TEST.RETURN_ATTENTION = False
-
-    # ---- input ----
-    cfg.INPUT.IMAGE_SIZE = 224
-    cfg.INPUT.CROP_SCALE = (0.7, 1.0)
-    cfg.INPUT.RANDOM_FLIP = "horizontal"
-    cfg.INPUT.MIN_SIZE_TEST = 224  # what DefaultPredictor hands over; the model makes it square
-    cfg.INPUT.MAX_SIZE_TEST = 1333
 
     # ---- solver ("Implementation Details") ----
     cfg.SOLVER.OPTIMIZER = "ADAM"
@@ -99,6 +116,22 @@ def add_epsilon_config(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 4e-3
     cfg.SOLVER.WEIGHT_DECAY_EMBED_NAMES = []
     cfg.SOLVER.CHECKPOINT_PERIOD = 5000
-    cfg.TEST.EVAL_PERIOD = 0
-    cfg.TEST.IMS_PER_BATCH = 32
-    cfg.SEED = 1
+
+
+declare(
+    "MODEL.EPSILON",
+    {
+        "NUM_GROUPS": whole(1),
+        "BACKBONE.TAP": whole(0),
+        "GPA.ENCODER_LAYERS": whole(1),
+        "GPA.ENCODER_HEADS": whole(1),
+        "GPA.ENCODER_FFN": whole(1),
+        "GPA.DROPOUT": number(0, below=1),
+        "GFP.MLP_RATIO": number(above=0),
+        "LABEL_EMBEDDINGS.SOURCE": choice("file", "clip"),
+        "LABEL_EMBEDDINGS.TEMPLATES": choice(*TEMPLATES),
+        "LOSS.LAMBDA": number(0, 1),
+        "LOSS.RANK_FORM": choice("paper", "sdl"),
+        "LOSS.VARIANCE": choice("groups", "within"),
+    },
+)

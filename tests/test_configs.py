@@ -16,15 +16,26 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from alignzeg_d2 import MRPE, TransformerPixelDecoder
-from alignzeg_d2 import alignzeg as alignzeg_module
-from epsilon_d2 import epsilon as epsilon_module
+from epsilon_d2 import tagger as tagger_module
 from zeroshot_d2 import IGNORE_LABEL, load_config
-from zeroshot_d2.cli import system_of_config
+from zeroshot_d2.cli import import_systems, system_of_config
+from zeroshot_d2.clip import frozen_clip as frozen_clip_module
 from zeroshot_d2.clip import loader
 from zeroshot_d2.startup import check_datasets
 from zeroshot_d2.trainer import Trainer
 
+import_systems()
 CONFIGS = Path(__file__).parents[1] / "configs"
+SEGMENTERS = {"AlignZeg": "ALIGNZEG", "SAN": "SAN", "ZegCLIP": "ZEGCLIP", "TwoStage": "TWO_STAGE"}  # where their keys are
+# On Epsilon's frozen tokens, with the names of their losses.
+COMPARED_TAGGERS = {
+    "Fast0Tag": {"loss_rank"},
+    "SDL": {"loss_rank", "loss_reg"},
+    "LESA": {"loss_rank", "loss_distribution", "loss_global", "loss_span"},
+    "BiAM": {"loss_rank"},
+    "ML2P": {"loss_rank", "loss_reg"},
+}
+TAGGERS = {"Epsilon": {"loss_rank", "loss_reg"}, **COMPARED_TAGGERS}
 NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 
 
@@ -42,7 +53,7 @@ class RandomVectors:
 
 
 def random_texts(*, name: str, **arguments: Any) -> RandomVectors:
-    return RandomVectors({loader.DEMO_CLIP_NAME: 96, "ViT-B-16-quickgelu": 512}[name])
+    return RandomVectors({loader.DEMO_CLIP_NAME: 96, "ViT-B-16-quickgelu": 512, "ViT-L-14-336-quickgelu": 768}[name])
 
 
 def random_labels(cfg: CfgNode) -> tuple[Callable[[Sequence[str]], torch.Tensor], dict[str, str]]:
@@ -53,10 +64,10 @@ def random_labels(cfg: CfgNode) -> tuple[Callable[[Sequence[str]], torch.Tensor]
 def shared_weights() -> Iterator[None]:
     """One CLIP per name for all configs, frozen as it is: to draw a random ViT-B/16 takes longer than anything else here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(alignzeg_module, "create_clip", functools.cache(loader.create_clip))
-        patch.setattr(alignzeg_module, "fingerprint", functools.cache(lambda clip: "random"))
-        patch.setattr(alignzeg_module, "ClipTextEmbeddings", random_texts)
-        patch.setattr(epsilon_module, "build_label_embeddings", random_labels)
+        patch.setattr(frozen_clip_module, "create_clip", functools.cache(loader.create_clip))
+        patch.setattr(frozen_clip_module, "fingerprint", functools.cache(lambda clip: "random"))
+        patch.setattr(frozen_clip_module, "ClipTextEmbeddings", random_texts)
+        patch.setattr(tagger_module, "build_label_embeddings", random_labels)
         yield
 
 
@@ -77,9 +88,10 @@ def names_of(wanted: str) -> list[str]:
     return [name for name in NAMES if system(name) == wanted]
 
 
-def by_size(wanted: str) -> list[Any]:
+def by_size(*wanted: str) -> list[Any]:
     """Arguments of a test; those with a ViT-B/16 are slow."""
-    return [pytest.param(name, marks=() if name.startswith("demo/") else pytest.mark.slow) for name in names_of(wanted)]
+    names = [name for name in NAMES if system(name) in wanted]
+    return [pytest.param(name, marks=() if name.startswith("demo/") else pytest.mark.slow) for name in names]
 
 
 def light(name: str) -> CfgNode:
@@ -87,8 +99,10 @@ def light(name: str) -> CfgNode:
     cfg = config(name).clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
-    if system(name) == "AlignZeg":
-        cfg.MODEL.ALIGNZEG.CLIP.PRETRAINED = ""
+    if system(name) in SEGMENTERS:
+        cfg.MODEL[SEGMENTERS[system(name)]].CLIP.PRETRAINED = ""
+        if system(name) == "TwoStage":
+            cfg.MODEL.TWO_STAGE.DECODER.NUM_QUERIES = 4  # CLIP on the crops of a hundred takes a minute
         return cfg
     backbone = cfg.MODEL.EPSILON.BACKBONE
     backbone.PRETRAINED = ""
@@ -104,6 +118,8 @@ def test_there_are_configs() -> None:
         assert f"{dataset}/alignzeg.yaml" in names_of("AlignZeg")
     for dataset in ("nus_wide", "open_images", "demo"):
         assert f"{dataset}/epsilon.yaml" in names_of("Epsilon")
+        for method in COMPARED_TAGGERS:
+            assert f"{dataset}/baselines/{method.lower()}.yaml" in names_of(method)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,8 +133,8 @@ def test_names_its_system_its_data_sets_and_an_output_folder(name: str) -> None:
     assert [other for other in NAMES if config(other).OUTPUT_DIR == cfg.OUTPUT_DIR] == [name]
 
 
-@pytest.mark.parametrize("name", by_size("AlignZeg"))
-def test_alignzeg_builds_and_runs(name: str) -> None:
+@pytest.mark.parametrize("name", by_size(*SEGMENTERS))
+def test_segmenter_builds_and_runs(name: str) -> None:
     cfg = light(name)
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -131,14 +147,22 @@ def test_alignzeg_builds_and_runs(name: str) -> None:
     sem_seg = torch.randint(0, len(MetadataCatalog.get(trained).class_split), (1, 2)).repeat_interleave(24, 1).repeat(64, 1)
     sem_seg[:20] = IGNORE_LABEL
     losses = model.train()([{"image": image, "sem_seg": sem_seg, "dataset_name": trained}])
+    assert set(losses) == expected_losses(cfg) and all(loss.isfinite() for loss in losses.values())
+
+
+def expected_losses(cfg: CfgNode) -> set[str]:
+    if cfg.MODEL.META_ARCHITECTURE == "ZegCLIP":
+        return {"loss_mask", "loss_dice"}
     expected = {"loss_ce", "loss_mask", "loss_dice", "loss_reg"}
     expected |= {"loss_vir"} if cfg.MODEL.ALIGNZEG.GEPC.FEATURE_EXPANSION else set()
     expected |= {"loss_bc"} if cfg.MODEL.ALIGNZEG.PBC.POSTPROCESSOR == "PBC" else set()
-    assert set(losses) == expected and all(loss.isfinite() for loss in losses.values())
+    if cfg.MODEL.META_ARCHITECTURE == "SAN":
+        expected |= {"loss_ce_0", "loss_mask_0", "loss_dice_0"}
+    return expected
 
 
-@pytest.mark.parametrize("name", by_size("Epsilon"))
-def test_epsilon_builds_and_runs(name: str) -> None:
+@pytest.mark.parametrize("name", by_size(*TAGGERS))
+def test_tagger_builds_and_runs(name: str) -> None:
     cfg = light(name)
     model = build_model(cfg)
     image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
@@ -147,7 +171,7 @@ def test_epsilon_builds_and_runs(name: str) -> None:
     assert out["scores"].shape == (len(vocabulary),) and out["scores"].isfinite().all()
     sample = {"image": image, "positive_labels": np.array([1, 4]), "dataset_name": cfg.DATASETS.TRAIN[0]}
     losses = model.train()([sample, {**sample, "positive_labels": np.array([], dtype=int)}])
-    assert set(losses) == {"loss_rank", "loss_reg"} and all(loss.isfinite() for loss in losses.values())
+    assert set(losses) == TAGGERS[system(name)] and all(loss.isfinite() for loss in losses.values())
 
 
 # ---- AlignZeg's numbers ----
@@ -231,3 +255,44 @@ def test_ablations_of_table_3(dataset: str) -> None:
         assert column == (model.GPA.ENABLED, model.GFP.ENABLED, model.NUM_GROUPS)
         model.GPA.ENABLED, model.GFP.ENABLED, model.NUM_GROUPS, cfg.OUTPUT_DIR = True, True, 8, full.OUTPUT_DIR
         assert cfg == full
+
+
+# ---- the compared taggers ----
+
+
+@pytest.mark.parametrize("dataset", ["nus_wide", "open_images", "demo"])
+def test_taggers_are_compared_on_the_same_images_tokens_and_label_vectors(dataset: str) -> None:
+    ours = config(f"{dataset}/epsilon.yaml")
+    for method in COMPARED_TAGGERS:
+        cfg = config(f"{dataset}/baselines/{method.lower()}.yaml").clone()
+        cfg.defrost()
+        assert (method == "BiAM") == cfg.MODEL.EPSILON.BACKBONE.CLS_TOKEN
+        cfg.MODEL.EPSILON.BACKBONE.CLS_TOKEN = False
+        assert {key: ours.MODEL.EPSILON[key] for key in ("BACKBONE", "LABEL_EMBEDDINGS")} == cfg.MODEL.EPSILON
+        assert (cfg.INPUT, cfg.DATASETS, cfg.TEST) == (ours.INPUT, ours.DATASETS, ours.TEST)
+        for key in ("BACKBONE", "PIXEL_MEAN", "PIXEL_STD"):
+            assert cfg.MODEL[key] == ours.MODEL[key]
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "batch", "rate", "epochs", "decay"),
+    [
+        ("fast0tag", "ADAM", 512, 5e-4, 100, 0.0),
+        ("sdl", "ADAM", 32, 2.5e-5, 10, 3e-4),
+        ("lesa", "RMSPROP", 32, 1e-3, 0, 0.0),
+        ("biam", "ADAM", 32, 1e-3, 40, 5e-4),
+        ("ml2p", "ADAM", 96, 5e-5, 20, 0.0),
+    ],
+)
+def test_published_training_of_the_compared_taggers(
+    method: str, optimizer: str, batch: int, rate: float, epochs: int, decay: float
+) -> None:
+    solver = config(f"nus_wide/baselines/{method}.yaml").SOLVER
+    assert (optimizer, batch, rate) == (solver.OPTIMIZER, solver.IMS_PER_BATCH, solver.BASE_LR)
+    assert (epochs, decay, decay) == (solver.MAX_EPOCHS, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM)
+    if method == "lesa":
+        assert (solver.MAX_ITER, solver.MOMENTUM, solver.RMSPROP_DECAY, solver.RMSPROP_EPS) == (200000, 0.9, 0.9, 1.0)
+    if method == "biam":
+        other = config("open_images/baselines/biam.yaml")
+        assert (other.SOLVER.BASE_LR, other.SOLVER.MAX_EPOCHS, other.MODEL.BIAM.NUM_HEADS) == (1e-4, 10, 16)
+        assert other.MODEL.BIAM.MAX_LABELS == 40

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED, SYSTEMS = "zeroshot_d2", ("alignzeg_d2", "epsilon_d2")
-PACKAGES = (SHARED, *SYSTEMS)
+SHARED, SYSTEMS, BASELINES = "zeroshot_d2", ("alignzeg_d2", "epsilon_d2"), "baselines_d2"
+PACKAGES = (SHARED, *SYSTEMS, BASELINES)
 # Folders and programs that use the packages and that no package may use.
 USERS = {"train_net", "benchmarks", "datasets", "scripts", "tests", "notebooks"}
 # What a room of a system may not import of its own system: the meta-architecture, config, evaluation, predictor, pictures,
@@ -29,10 +29,12 @@ NOT_FOR_ROOMS = {
     "web_tab",
     "demo",
     "gamma_sweep",
+    "tagger",
+    "proposal_segmenter",
 }
 TASKS = {"segmentation", "multilabel"}
 # The one place in the shared package that names the systems of the project.
-NAMES_THE_SYSTEMS = {("zeroshot_d2.cli", name) for name in SYSTEMS}
+NAMES_THE_SYSTEMS = {("zeroshot_d2.cli", name) for name in (*SYSTEMS, BASELINES)}
 
 
 def module_name(path: Path) -> str:
@@ -74,15 +76,16 @@ def test_the_reader_of_imports_understands_every_form() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_arrows_between_packages(package: str) -> None:
-    forbidden = USERS | set(SYSTEMS) | {SHARED}
-    forbidden -= {package, SHARED} if package in SYSTEMS else {SHARED}
+    """The baselines use the systems and the shared package, the systems the shared package; nothing uses the baselines."""
+    allowed = {SHARED: set(), BASELINES: {SHARED, *SYSTEMS}}.get(package, {SHARED})
+    forbidden = (USERS | set(PACKAGES)) - allowed - {package}
     wrong = {(module_name(path), name) for path in sources(package) for name in imports_of(path) if top(name) in forbidden}
     assert wrong == set()
 
 
 def test_the_shared_package_names_the_systems_in_one_tuple() -> None:
     """Not in imports only: neither a package of a system nor its config section is named by a string or an attribute."""
-    names = re.compile(r"\b(alignzeg_d2|epsilon_d2|ALIGNZEG|EPSILON)\b")
+    names = re.compile(r"\b(alignzeg_d2|epsilon_d2|baselines_d2|ALIGNZEG|EPSILON)\b")
     found = set()
     for path in sources(SHARED):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -125,7 +128,18 @@ def test_what_is_below_the_tasks_does_not_know_them() -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_config_is_read_in_few_places(system: str) -> None:
     """In config.py, system.py, from_config, and by what a user starts; no room, loss or correction knows of one."""
-    readers = {"config", "system", "alignzeg", "epsilon", "demo", "figures", "export", "web_tab"}
+    readers = {
+        "config",
+        "system",
+        "alignzeg",
+        "proposal_segmenter",
+        "epsilon",
+        "tagger",
+        "demo",
+        "figures",
+        "export",
+        "web_tab",
+    }
     wrong = []
     for path in sources(system):
         functions = [

@@ -5,6 +5,8 @@ Shapes: N images, L patches, C width of CLIP, P prompts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
@@ -23,32 +25,37 @@ class ClipImageEncoder(nn.Module):
         visual: VisionTransformer,
         *,
         num_layers: int,
-        tap: int,
+        tap: int = 0,
         num_prompts: int = 0,
+        prompted_layers: int | None = None,
         prompt_projection: bool = False,
         prompt_dropout: float = 0.0,
         train_positions: bool = False,
+        position_mode: str = "bicubic",
     ) -> None:
         """
         Args:
             visual: open_clip's vision transformer; its stem and first blocks are used as they are.
-            num_layers: how many blocks run here; the semantic decoder has the rest.
-            tap: the number of the block whose output is Z_clip, counted from 1.
+            num_layers: how many blocks run here; the semantic decoder, if there is one, has the rest.
+            tap: the number of the block whose output is Z_clip, counted from 1; 0 is what enters the first block.
             num_prompts: P, learnt tokens per block.
+            prompted_layers: how many of the blocks, from the first on, see prompts; all by default.
             prompt_projection, prompt_dropout: what ZegCLIP does with prompts before a block reads them.
             train_positions: whether CLIP's position embeddings learn.
+            position_mode: how position embeddings are brought to another grid, as for :func:`resize_positions`.
 
         Raises:
-            ValueError: unless 1 <= tap <= num_layers < the number of CLIP's blocks.
+            ValueError: unless 0 <= tap <= num_layers <= the number of CLIP's blocks.
         """
         super().__init__()
         blocks = visual.transformer.resblocks
-        if not 1 <= tap <= num_layers < len(blocks):
+        if not 0 <= tap <= num_layers <= len(blocks):
             raise ValueError(
-                f"CLIP has {len(blocks)} blocks: need 1 <= TAP <= (those before the semantic decoder) < {len(blocks)}, "
+                f"CLIP has {len(blocks)} blocks: need 0 <= TAP <= (those before the semantic decoder) <= {len(blocks)}, "
                 f"got TAP={tap} with {num_layers} blocks before the semantic decoder"
             )
         self.tap = tap
+        self.position_mode = position_mode
         self.patch_size: int = visual.patch_size[0]
         self.width: int = visual.conv1.out_channels
         self.conv1, self.ln_pre = visual.conv1, visual.ln_pre
@@ -59,7 +66,8 @@ class ClipImageEncoder(nn.Module):
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         self.positional_embedding.requires_grad_(train_positions)
-        self.prompts = nn.Parameter(torch.empty(num_layers, num_prompts, self.width)) if num_prompts else None
+        prompted = num_layers if prompted_layers is None else prompted_layers
+        self.prompts = nn.Parameter(torch.empty(prompted, num_prompts, self.width)) if num_prompts else None
         if self.prompts is not None:
             bound = (6.0 / (3 * self.patch_size**2 + self.width)) ** 0.5  # VPT's initialisation (Jia et al., ECCV 2022)
             nn.init.uniform_(self.prompts, -bound, bound)
@@ -80,33 +88,47 @@ class ClipImageEncoder(nn.Module):
         Returns:
             Z_clip (N, C, h, w), and the tokens that enter the semantic decoder: (N, 1 + h*w, C), [CLS] first.
         """
+        (z_clip,), tokens = self.tapped(images, [self.tap])
+        return z_clip, tokens
+
+    def tapped(self, images: Tensor, taps: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """As :meth:`forward`, but with the features (N, C, h, w) of several blocks, in the order of ``taps``."""
         learns = self.prompts is not None or self.positional_embedding.requires_grad
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            return self._forward(images)
+            return self._tapped(images, taps)
 
-    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _tapped(self, images: Tensor, taps: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         features = self.conv1(images)
         n, channels, height, width = features.shape
         patches = features.flatten(2).transpose(1, 2)
         cls = self.class_embedding.to(patches.dtype).expand(n, 1, -1)
         x = self.ln_pre(torch.cat([cls, patches], dim=1) + self._positions(height, width).to(patches.dtype))
+        found = {0: x} if 0 in taps else {}
         for number, block in enumerate(self.blocks, start=1):
-            if self.prompts is None:
+            if self.prompts is None or number > len(self.prompts):
                 x = block(x)
             else:
                 prompts = self.prompt_dropout(self.prompt_projection(self.prompts[number - 1]))
                 prompts = prompts.to(x.dtype).expand(n, -1, -1)
                 x = block(torch.cat([x[:, :1], prompts, x[:, 1:]], dim=1))
                 x = torch.cat([x[:, :1], x[:, 1 + prompts.shape[1] :]], dim=1)
-            if number == self.tap:
-                z_clip = x[:, 1:].transpose(1, 2).reshape(n, channels, height, width)
-        return z_clip, x
+            if number in taps:
+                found[number] = x
+        return [found[tap][:, 1:].transpose(1, 2).reshape(n, channels, height, width) for tap in taps], x
 
     def _positions(self, height: int, width: int) -> Tensor:
         """(1 + h*w, C) position embeddings, interpolated where the grid is not the one CLIP was trained on."""
         # An exported program serves all sizes: it always interpolates, which at the trained grid changes nothing.
         if not torch.compiler.is_exporting() and (height, width) == tuple(self._trained_grid):
             return self.positional_embedding
-        grid = self.positional_embedding[1:].reshape(1, *self._trained_grid, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
-        return torch.cat([self.positional_embedding[:1], grid.flatten(2).transpose(1, 2)[0]])
+        patches = resize_positions(self.positional_embedding[1:], self._trained_grid, (height, width), self.position_mode)
+        return torch.cat([self.positional_embedding[:1], patches])
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int], size: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """Position embeddings (h0*w0, C) of a grid (h0, w0), interpolated to ``size`` (h, w): (h*w, C).
+
+    ``mode`` is "bicubic" or "bilinear", about the centres of the cells.
+    """
+    maps = positions.reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    return F.interpolate(maps, size=size, mode=mode, align_corners=False).flatten(2).transpose(1, 2)[0]

@@ -12,10 +12,10 @@ class FeatureFusion(nn.Module):
     The LayerNorm tames CLIP's few very large channels; the map brings C channels to D.
     """
 
-    def __init__(self, *, clip_width: int, width: int) -> None:
-        """``clip_width`` is C, ``width`` is D."""
+    def __init__(self, *, clip_width: int, width: int, norm_eps: float = 1e-5) -> None:
+        """``clip_width`` is C, ``width`` is D, ``norm_eps`` what the LayerNorm adds to a variance."""
         super().__init__()
-        self.norm = nn.LayerNorm(clip_width)
+        self.norm = nn.LayerNorm(clip_width, eps=norm_eps)
         self.project = nn.Linear(clip_width, width)
 
     def forward(self, z_enc: Tensor, z_clip: Tensor) -> Tensor:

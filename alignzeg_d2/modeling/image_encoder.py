@@ -13,6 +13,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from zeroshot_d2.ranges import check_multiple
+
 
 @BACKBONE_REGISTRY.register()
 class ViTImageEncoder(Backbone):
@@ -30,8 +32,14 @@ class ViTImageEncoder(Backbone):
             image_size: the side in pixels for which the position embeddings are laid out; other sizes interpolate them.
             patch_size, width, depth, num_heads: of the transformer.
             drop_path_rate: stochastic depth.
+
+        Raises:
+            ValueError: the patches do not fill the image, or the heads do not share the width.
         """
         super().__init__()
+        section = "MODEL.ALIGNZEG.IMAGE_ENCODER"
+        check_multiple(f"{section}.IMAGE_SIZE", image_size, f"{section}.PATCH_SIZE", patch_size)
+        check_multiple(f"{section}.WIDTH", width, f"{section}.NUM_HEADS", num_heads)
         self.vit = VisionTransformer(
             img_size=image_size,
             patch_size=patch_size,

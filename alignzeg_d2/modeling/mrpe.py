@@ -24,7 +24,10 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, num_heads: int = 1) -> None:
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"the width {width} is not divisible by {num_heads} heads")
+            raise ValueError(
+                f"MODEL.ALIGNZEG.PIXEL_DECODER.NUM_HEADS {num_heads} must divide the width: {width} is not divisible by "
+                f"{num_heads}"
+            )
         self.num_heads = num_heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fvcore.common.registry import Registry
@@ -27,10 +28,10 @@ class Proposals:
     attention_bias: Tensor
 
 
-def mlp(width: int, hidden: int, out: int, layers: int = 2) -> nn.Sequential:
-    """A perceptron of ``layers`` linear maps with GELU between them."""
+def mlp(width: int, hidden: int, out: int, layers: int = 2, activation: Callable[[], nn.Module] = nn.GELU) -> nn.Sequential:
+    """A perceptron of ``layers`` linear maps with an activation between them."""
     sizes = [width, *[hidden] * (layers - 1), out]
     modules: list[nn.Module] = []
     for i in range(layers):
-        modules += [nn.Linear(sizes[i], sizes[i + 1])] + ([nn.GELU()] if i < layers - 1 else [])
+        modules += [nn.Linear(sizes[i], sizes[i + 1])] + ([activation()] if i < layers - 1 else [])
     return nn.Sequential(*modules)

@@ -5,6 +5,8 @@ Shapes: N images, Q proposals, L patches, C width of CLIP, D embedding, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,16 +34,41 @@ class SemanticDecoder(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, visual: VisionTransformer, num_layers: int) -> None:
-        """``visual`` is open_clip's vision transformer; its last ``num_layers`` blocks are used as they are."""
+    def __init__(
+        self,
+        *,
+        visual: VisionTransformer,
+        num_layers: int,
+        bias_per_block: bool = False,
+        learnt_scale: bool = True,
+        pooling: str = "max",
+    ) -> None:
+        """
+        Args:
+            visual: open_clip's vision transformer; its last blocks are used as they are.
+            num_layers: how many.
+            bias_per_block: whether each block has an attention bias of its own, or all share one.
+            learnt_scale: whether a learnt number multiplies the bias; otherwise the bias comes scaled.
+            pooling: how the bias is brought to CLIP's grid, a name of :data:`POOLING`.
+
+        Raises:
+            ValueError: CLIP has fewer blocks, none is asked for, or there is no such pooling.
+        """
         super().__init__()
+        if not 1 <= num_layers <= len(visual.transformer.resblocks):
+            raise ValueError(
+                f"the semantic decoder needs 1 to {len(visual.transformer.resblocks)} of CLIP's blocks, got {num_layers}"
+            )
+        if pooling not in POOLING:
+            raise ValueError(f"the bias is pooled by one of {sorted(POOLING)}, got {pooling!r}")
+        self.bias_per_block, self.pool = bias_per_block, POOLING[pooling]
         self.blocks = nn.ModuleList(visual.transformer.resblocks[len(visual.transformer.resblocks) - num_layers :])
         self.num_heads: int = visual.transformer.resblocks[-1].attn.num_heads
         self.ln_post, self.proj = visual.ln_post, visual.proj
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         # One number that lets training set the strength of the bias against CLIP's own attention.
-        self.bias_scale = nn.Parameter(torch.ones(()))
+        self.bias_scale = nn.Parameter(torch.ones(())) if learnt_scale else None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, visual: VisionTransformer) -> dict[str, Any]:
@@ -57,25 +84,33 @@ class SemanticDecoder(nn.Module):
         """
         Args:
             tokens: (N, 1 + L, C) of the CLIP image encoder, [CLS] first.
-            attention_bias: B (N, Hb, Q, H, W) at any resolution; Hb is 1 or the number of heads.
+            attention_bias: B (N, Hb, Q, H, W) at any resolution; Hb is 1 or the number of heads, or with ``bias_per_block``
+                that times the number of blocks, block after block.
             grid: (h, w) of CLIP's patches, h * w = L.
 
         Returns:
             F (N, Q, D), not normalised.
         """
         n, heads, num_queries = attention_bias.shape[:3]
-        bias = _max_pool_to(attention_bias.flatten(1, 2), grid) * self.bias_scale
+        bias = self.pool(attention_bias.flatten(1, 2), grid)
+        if self.bias_scale is not None:
+            bias = bias * self.bias_scale
         bias = bias.flatten(2).unflatten(1, (heads, num_queries))
         others = ~torch.eye(num_queries, dtype=torch.bool, device=bias.device)
         alone = bias.new_zeros(num_queries, num_queries).masked_fill(others, float("-inf"))
         mask = torch.cat([bias, alone.expand(n, heads, -1, -1)], dim=-1)  # (N, Hb, Q, L + Q)
+        masks = mask.chunk(len(self.blocks), dim=1) if self.bias_per_block else [mask] * len(self.blocks)
 
-        proposals = tokens[:, :1].expand(-1, num_queries, -1)
-        for number, block in enumerate(self.blocks, start=1):
-            proposals = _attend(block, proposals, tokens[:, 1:], mask)
+        proposals = self.first_tokens(tokens[:, :1], num_queries)
+        for number, (block, block_mask) in enumerate(zip(self.blocks, masks, strict=True), start=1):
+            proposals = _attend(block, proposals, tokens[:, 1:], block_mask)
             if number < len(self.blocks):
                 tokens = block(tokens)
         return self.ln_post(proposals) @ self.proj
+
+    def first_tokens(self, cls: Tensor, num_queries: int) -> Tensor:
+        """What the proposals start from (N, Q, C): copies of [CLS], (N, 1, C)."""
+        return cls.expand(-1, num_queries, -1)
 
 
 def _max_pool_to(x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -85,6 +120,15 @@ def _max_pool_to(x: Tensor, grid: tuple[int, int]) -> Tensor:
     if height % rows == 0 and width % columns == 0:
         return F.max_pool2d(x, (height // rows, width // columns))
     return F.adaptive_max_pool2d(x, grid)
+
+
+POOLING: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
+    "max": _max_pool_to,
+    "avg": F.adaptive_avg_pool2d,
+    "bilinear": partial(F.interpolate, mode="bilinear", align_corners=False),
+    "bicubic": partial(F.interpolate, mode="bicubic", align_corners=False),
+}
+"""How a map (N, C, H, W) is brought to a grid (h, w)."""
 
 
 def _attend(block: ResidualAttentionBlock, proposals: Tensor, patches: Tensor, mask: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from timm.models import is_model_in_modules, load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from zeroshot_d2.clip.loader import PIXEL_MEAN, PIXEL_STD, checked_vision_tower, create_clip, fingerprint
+from zeroshot_d2.clip.loader import PIXEL_MEAN, PIXEL_STD, DownloadFailed, checked_vision_tower, create_clip, fingerprint
+from zeroshot_d2.ranges import about, check_multiple
+from zeroshot_d2.weights import check_tensors, read_weights
 
 PixelStats = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -95,9 +97,11 @@ class TimmViT(FrozenViT):
 
         Raises:
             ValueError: unknown name or tag, weights that do not fit, or ``tap`` beyond the last block.
-            RuntimeError: the weights of a tag cannot be downloaded.
+            DownloadFailed: the weights of a tag cannot be downloaded.
         """
-        vit = create_timm_vit(name, pretrained, image_size)
+        with about("MODEL.EPSILON.BACKBONE", NAME=name, PRETRAINED=pretrained):
+            vit = create_timm_vit(name, pretrained, image_size)
+        check_multiple("INPUT.IMAGE_SIZE", image_size, "the backbone's patch size", vit.patch_embed.patch_size[0])
         if cls_token and not vit.has_class_token:
             raise ValueError(f"{name!r} has no [CLS] token: set MODEL.EPSILON.BACKBONE.CLS_TOKEN False")
         super().__init__(
@@ -129,7 +133,9 @@ class ClipViT(FrozenViT):
         Raises:
             ValueError: the image tower is no plain vision transformer, or ``tap`` lies beyond its last block.
         """
-        visual = checked_vision_tower(create_clip(name, pretrained), name)
+        with about("MODEL.EPSILON.BACKBONE", NAME=name, PRETRAINED=pretrained):
+            visual = checked_vision_tower(create_clip(name, pretrained), name)
+        check_multiple("INPUT.IMAGE_SIZE", image_size, "the backbone's patch size", visual.patch_size[0])
         super().__init__(
             width=visual.conv1.out_channels,
             patch_size=visual.patch_size[0],
@@ -162,7 +168,7 @@ def create_timm_vit(name: str, pretrained: str, image_size: int) -> VisionTransf
 
     Raises:
         ValueError: unknown name or tag, no vision transformer, or a file that does not hold its weights.
-        RuntimeError: the weights of a tag cannot be downloaded.
+        DownloadFailed: the weights of a tag cannot be downloaded.
     """
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models("*vit*"), n=3)
@@ -188,7 +194,7 @@ def create_timm_vit(name: str, pretrained: str, image_size: int) -> VisionTransf
     try:
         return timm.create_model(f"{name}.{pretrained}", pretrained=True, **settings)
     except (OSError, RuntimeError) as error:
-        raise RuntimeError(
+        raise DownloadFailed(
             f"the weights {pretrained!r} of {name!r} could not be loaded ({error}). Without a network, fetch them "
             "elsewhere and set MODEL.EPSILON.BACKBONE.PRETRAINED to the file's path."
         ) from error
@@ -200,12 +206,15 @@ def _load_weights(vit: VisionTransformer, path: Path, name: str) -> None:
     Raises:
         ValueError: a weight is missing, is one too many, or has another shape.
     """
+    read_weights(path, f"file of weights of {name!r}", mapped=True)  # says what is wrong with it, if something is
     state = checkpoint_filter_fn(load_state_dict(str(path), weights_only=True), vit)
     state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist.", "pre_logits."))}
     try:
         vit.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights of {name!r}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} does not hold the weights of {name!r}, give a file that does: {reason[:300]}") from error
+    check_tensors(vit.state_dict(), str(path))
 
 
 def timm_tags(name: str) -> list[str]:

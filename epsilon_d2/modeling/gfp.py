@@ -25,9 +25,16 @@ class GlobalForwardPropagation(nn.Module):
             width: D.
             num_groups: G.
             mlp_ratio: E / D.
+
+        Raises:
+            ValueError: it leaves no hidden unit.
         """
         super().__init__()
         hidden = round(width * mlp_ratio)
+        if hidden < 1:
+            raise ValueError(
+                f"MODEL.EPSILON.GFP.MLP_RATIO {mlp_ratio} leaves no hidden unit: it must be at least {1 / width:g}"
+            )
         self.num_groups = num_groups
         self.blocks = nn.Linear(width, num_groups * width)
         self.weight1, self.bias1 = _grouped_linear(num_groups, width, hidden)

@@ -40,7 +40,9 @@ class GroupPromptsAggregation(nn.Module):
         """
         super().__init__()
         if width % encoder_heads:
-            raise ValueError(f"MODEL.EPSILON.GPA.ENCODER_HEADS {encoder_heads} does not divide the backbone's width {width}")
+            raise ValueError(
+                f"MODEL.EPSILON.GPA.ENCODER_HEADS {encoder_heads} does not divide the backbone's width {width}: it must"
+            )
         if num_groups < 1 or encoder_layers < 1:
             raise ValueError(f"need at least one group and one encoder layer, got {num_groups} and {encoder_layers}")
         # GT, as large as the tokens: small prompts would leave the encoder all alike, and their groups with them.

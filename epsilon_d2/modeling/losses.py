@@ -39,34 +39,55 @@ def rank_loss(scores: Tensor, positive: Tensor, form: RankForm = "paper", pairs_
     Raises:
         ValueError: shapes that differ.
     """
-    if scores.shape != positive.shape:
-        raise ValueError(f"scores {tuple(scores.shape)} and labels {tuple(positive.shape)} differ in shape")
+    pairs = pair_sum(scores, positive, pairs_per_chunk=pairs_per_chunk)
     num_positive = positive.sum(dim=1).to(scores.dtype)
     num_negative = scores.shape[1] - num_positive
-    pairs = _PairSum.apply(scores, positive, max(1, pairs_per_chunk // max(1, scores.shape[1])))
     if form == "paper":
         return pairs / (num_positive * num_negative).clamp(min=1)
     alone = torch.where(positive.all(dim=1), F.softplus(-scores).sum(dim=1), torch.zeros_like(num_positive))
     return (pairs + alone) / num_positive.clamp(min=1)
 
 
+def pair_sum(
+    scores: Tensor, positive: Tensor, negative: Tensor | None = None, pairs_per_chunk: int = PAIRS_PER_CHUNK
+) -> Tensor:
+    """sum over present classes k and absent ones j of log(1 + exp(s_j - s_k)), for each image.
+
+    Args:
+        scores: (N, K).
+        positive: (N, K) bool, the classes present.
+        negative: (N, K) bool, the absent classes that take part; by default all that are not present.
+        pairs_per_chunk: bounds the memory.
+
+    Returns:
+        (N,); 0 for an image without a pair. It can be differentiated once.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    negative = ~positive if negative is None else negative
+    if not scores.shape == positive.shape == negative.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} and labels {tuple(positive.shape)} differ in shape")
+    return _PairSum.apply(scores, positive, negative, max(1, pairs_per_chunk // max(1, scores.shape[1])))
+
+
 class _PairSum(torch.autograd.Function):
-    """sum over present k and absent j of softplus(s_j - s_k), for each image.
+    """:func:`pair_sum` with a gradient of its own.
 
     The derivative of softplus is the sigmoid of the same difference, so the gradient is summed up along with the loss and no
     pair is kept: autograd would hold several (P, K) matrices, gigabytes where images have hundreds of labels.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, positive: Tensor, rows_per_chunk: int) -> Tensor:
-        """``scores`` and ``positive`` (N, K) -> (N,)."""
+    def forward(ctx: Any, scores: Tensor, positive: Tensor, negative: Tensor, rows_per_chunk: int) -> Tensor:
+        """``scores``, ``positive`` and ``negative`` (N, K) -> (N,)."""
         total, gradient = scores.new_zeros(len(scores)), torch.zeros_like(scores)
         image, klass = positive.nonzero(as_tuple=True)  # (P,), (P,)
         for i, k in zip(image.split(rows_per_chunk), klass.split(rows_per_chunk), strict=True):
-            present = positive[i]
+            left_out = ~negative[i]
             difference = scores[i] - scores[i, k][:, None]
-            total.index_add_(0, i, F.softplus(difference).masked_fill_(present, 0.0).sum(dim=1))
-            slope = difference.sigmoid_().masked_fill_(present, 0.0)
+            total.index_add_(0, i, F.softplus(difference).masked_fill_(left_out, 0.0).sum(dim=1))
+            slope = difference.sigmoid_().masked_fill_(left_out, 0.0)
             gradient.index_add_(0, i, slope)
             gradient[i, k] -= slope.sum(dim=1)
         ctx.save_for_backward(gradient)
@@ -74,9 +95,9 @@ class _PairSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return grad_output[:, None] * gradient, None, None
+        return grad_output[:, None] * gradient, None, None, None
 
 
 def diversity_weight(positive: Tensor, label_vectors: Tensor) -> Tensor:

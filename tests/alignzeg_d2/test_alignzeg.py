@@ -316,8 +316,8 @@ def test_bias_per_head(demo_model):
         ("MODEL.ALIGNZEG.PBC.TOP_K", 17, "TOP_K=17 exceeds .*NUM_QUERIES=16"),
         ("MODEL.ALIGNZEG.TEST.OUTPUT", "masks", "got 'masks'"),
         ("MODEL.ALIGNZEG.CLIP.NAME", "ViT-B-61", "unknown CLIP 'ViT-B-61'"),
-        ("MODEL.ALIGNZEG.CLIP.TEMPLATES", "many", "unknown template set 'many'"),
-        ("MODEL.ALIGNZEG.CLIP.TAP", 4, "TAP=4"),
+        ("MODEL.ALIGNZEG.CLIP.TEMPLATES", "many", "TEMPLATES must be one of .* got .many."),
+        ("MODEL.ALIGNZEG.CLIP.TAP", 4, "CLIP.TAP 4 must be one of the blocks"),
         ("DATASETS.TRAIN", ("unregistered_set",), "no data set 'unregistered_set' is registered"),
     ],
 )

@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 
 from epsilon_d2 import Epsilon
-from epsilon_d2.epsilon import positive_matrix
+from epsilon_d2.tagger import positive_matrix
 from zeroshot_d2 import ClassSplit
 from zeroshot_d2.word_vectors import WordVectorEmbeddings
 
@@ -62,7 +62,7 @@ def test_the_group_of_a_class_is_the_one_that_gave_its_score(epsilon_model, inpu
     model = epsilon_model("MODEL.EPSILON.TEST.RETURN_ATTENTION", True)
     with torch.no_grad():
         output = model(inputs[:1])[0]
-        vectors = model.extract_semantics(model._prepare(inputs[0]["image"])[None]).vectors[0]
+        vectors = model.extract_semantics(model.images_of(inputs[:1])).vectors[0]
         by_group = vectors @ model.label_vectors(SPLIT.only_seen()).T
     assert_close(by_group.gather(0, output["group_of_class"][None])[0], output["scores"])
 
@@ -159,8 +159,8 @@ def test_positive_matrix():
     [
         (f"{BACKBONE}.NAME", "demo-world-clop", "unknown CLIP 'demo-world-clop'"),
         (f"{BACKBONE}.TAP", 7, r"TAP must be 0 \(the last block\) or 1 to 6, got 7"),
-        (f"{LABELS}.SOURCE", "glove", "SOURCE must be 'file' or 'clip', got 'glove'"),
-        (f"{LABELS}.TEMPLATES", "none", "unknown template set 'none'"),
+        (f"{LABELS}.SOURCE", "glove", "SOURCE must be one of 'file', 'clip', got 'glove'"),
+        (f"{LABELS}.TEMPLATES", "none", "TEMPLATES must be one of .*, got 'none'"),
         ("MODEL.EPSILON.LOSS.RANK_FORM", "hinge", "'hinge'"),
         ("MODEL.EPSILON.GPA.ENCODER_HEADS", 5, "ENCODER_HEADS 5 does not divide"),
         ("DATASETS.TRAIN", ("no_such_set",), "no data set 'no_such_set' is registered"),

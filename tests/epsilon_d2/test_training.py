@@ -109,5 +109,5 @@ def test_a_resumed_run_ends_with_the_same_results(tmp_path):
 def test_the_config_says_which_system_is_meant(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("MODEL:\n  META_ARCHITECTURE: Gamma\n")
-    with pytest.raises(ValueError, match="META_ARCHITECTURE 'Gamma' is no system; there are AlignZeg, Epsilon"):
+    with pytest.raises(ValueError, match="META_ARCHITECTURE 'Gamma' is no system; there are AlignZeg, .*Epsilon"):
         verb.main(["--config-file", str(config)])

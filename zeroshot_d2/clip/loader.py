@@ -6,18 +6,21 @@ Every CLIP of this project, whatever its origin, comes from :func:`create_clip`.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import logging
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 
 import open_clip
 import torch
 from open_clip.transformer import VisionTransformer
-from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from ..storage import file_sha256
+from ..weights import check_tensors, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,10 @@ DEMO_CLIP_WEIGHTS = _DEMO_DIRECTORY / f"{DEMO_CLIP_NAME}.safetensors"
 BUNDLED = "bundled"  # the value of `pretrained` that means DEMO_CLIP_WEIGHTS
 
 
+class DownloadFailed(OSError, RuntimeError):
+    """Weights that a tag names are not on this machine and cannot be fetched."""
+
+
 def create_clip(name: str, pretrained: str) -> open_clip.CLIP:
     """Build a CLIP on the CPU, in float32 and evaluation mode.
 
@@ -44,7 +51,7 @@ def create_clip(name: str, pretrained: str) -> open_clip.CLIP:
     Raises:
         ValueError: unknown name; ``pretrained`` neither a tag nor a file; weights of a QuickGELU model for a model with GELU
             or the other way round; weights that do not fit the model.
-        RuntimeError: the weights of a tag cannot be downloaded.
+        DownloadFailed: the weights of a tag cannot be downloaded.
     """
     _register_demo_clip()
     known = open_clip.list_models()
@@ -52,8 +59,8 @@ def create_clip(name: str, pretrained: str) -> open_clip.CLIP:
         close = difflib.get_close_matches(name, known, n=3)
         raise ValueError(
             f"unknown CLIP {name!r}"
-            + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")
-            + " open_clip.list_models() lists all names."
+            + (f"; did you mean {' or '.join(map(repr, close))}?" if close else ";")
+            + " choose one that open_clip.list_models() has"
         )
     if pretrained == "":
         # The same random weights in every process and at every call: the text tower may be loaded later than the image's.
@@ -70,7 +77,8 @@ def create_clip(name: str, pretrained: str) -> open_clip.CLIP:
     path = Path(pretrained).expanduser()
     if not path.is_file():
         raise ValueError(
-            f"PRETRAINED {pretrained!r} is neither a weights file nor an open_clip tag of {name!r} (tags: {', '.join(tags)})"
+            f"PRETRAINED {pretrained!r} is neither a weights file nor an open_clip tag of {name!r}: give one of "
+            f"{', '.join([*tags, repr(BUNDLED)] if name == DEMO_CLIP_NAME else tags)}, or a file's path"
         )
     return _create_from_file(name, path)
 
@@ -119,34 +127,61 @@ def _create_from_tag(name: str, tag: str) -> open_clip.CLIP:
         raise _quickgelu_error(name, f"the tag {tag!r}", trained_with_quickgelu)
     try:
         return open_clip.create_model(name, pretrained=tag).eval()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         source = open_clip.get_pretrained_cfg(name, tag)
-        raise RuntimeError(
+        raise DownloadFailed(
             f"the weights {tag!r} of {name!r} could not be loaded ({error}). Without a network, fetch them elsewhere "
             f"({source.get('hf_hub') or source.get('url')}) and give the file's path as PRETRAINED."
         ) from error
 
 
 def _create_from_file(name: str, path: Path) -> open_clip.CLIP:
-    if _is_torchscript(path):  # how OpenAI released CLIP: always QuickGELU
-        if not _has_quickgelu(name):
-            raise _quickgelu_error(name, f"{path} (a TorchScript archive as OpenAI released them)", True)
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()
-        for key in ("input_resolution", "context_length", "vocab_size"):
-            state.pop(key, None)
-        clip = open_clip.create_model(name, pretrained=None, load_weights=False)
-        try:
-            clip.load_state_dict({key: value.float() for key, value in state.items()})
-        except RuntimeError as error:
-            raise ValueError(f"{path} does not hold the weights of {name!r}: {error}") from error
-        return clip.eval()
-    if "openai" in path.name.lower() and not _has_quickgelu(name):
+    is_torchscript = _is_torchscript(path)  # how OpenAI released CLIP: always QuickGELU
+    if (is_torchscript or "openai" in path.name.lower()) and not _has_quickgelu(name):
         raise _quickgelu_error(name, str(path), True)
     try:
-        return open_clip.create_model(name, pretrained=str(path)).eval()
-    # Missing or misshapen weights (RuntimeError; AssertionError where open_clip resizes position embeddings), or no weights.
-    except (RuntimeError, AssertionError, UnpicklingError, SafetensorError) as error:
-        raise ValueError(f"{path} does not hold the weights of {name!r}: {error}") from error
+        if is_torchscript:
+            weights = _torchscript_weights(path)
+            clip = open_clip.create_model(name, pretrained=None, load_weights=False)
+            clip.load_state_dict(weights)
+        else:
+            read_weights(path, f"file of weights of {name!r}", mapped=True)  # says what is wrong with it, if something is
+            clip = open_clip.create_model(name, pretrained=str(path))
+        check_tensors(clip.state_dict(), str(path))
+    # Missing or misshapen weights: RuntimeError, or whatever open_clip stumbles over where it renames them.
+    except (
+        RuntimeError,
+        AssertionError,
+        AttributeError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        StopIteration,
+    ) as error:
+        reason = " ".join(str(error).split()) or "it holds none"
+        raise ValueError(f"{path} does not hold the weights of {name!r}, give a file that does: {reason[:300]}") from error
+    return clip.eval()
+
+
+def _torchscript_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a TorchScript archive, which is a program: only those that open_clip publishes are opened."""
+    if file_sha256(path) not in _published():
+        raise ValueError(
+            "it is a TorchScript archive, which can run code, and none that open_clip publishes: save its state_dict() with "
+            "a program you trust"
+        )
+    state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    return {
+        key: value.float() for key, value in state.items() if key not in ("input_resolution", "context_length", "vocab_size")
+    }
+
+
+@functools.cache
+def _published() -> frozenset[str]:
+    """SHA-256 of OpenAI's archives, which open_clip has in their addresses."""
+    addresses = (open_clip.get_pretrained_cfg(name, tag).get("url") or "" for name, tag in open_clip.list_pretrained())
+    return frozenset(found[0] for address in addresses if (found := re.search(r"\b[0-9a-f]{64}\b", address)))
 
 
 def _has_quickgelu(name: str) -> bool:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..class_split import comparable
 from ..label_embeddings import Embedded, LabelEmbeddings
 from .loader import create_clip, get_tokenizer
 
@@ -96,7 +97,7 @@ def embed_prompts(
         (K, D) float32 of unit length.
 
     Raises:
-        ValueError: if ``prompts`` is empty or one of them is blank.
+        ValueError: if ``prompts`` is empty, one of them is blank, or two of them are the same as far as CLIP reads them.
     """
     if not prompts:
         raise ValueError("the vocabulary is empty: give at least one class name")
@@ -111,6 +112,7 @@ def embed_prompts(
             owner += [index] * len(templates)
     device = next(clip.parameters()).device
     tokens = tokenizer(texts)
+    _check_differences(prompts, owner, tokens)
     unpadded = _is_causal_clip(clip)
     lengths = tokens.argmax(dim=1) + 1 if unpadded else torch.full((len(texts),), tokens.shape[1])
     order = lengths.argsort()  # texts of like length share a batch, which is then cut to its longest
@@ -122,6 +124,45 @@ def embed_prompts(
     by_text = torch.cat(features)[order.argsort()]
     summed = torch.zeros(len(prompts), by_text.shape[1], dtype=by_text.dtype).index_add_(0, torch.tensor(owner), by_text)
     return F.normalize(summed, dim=-1)
+
+
+def _check_differences(prompts: Sequence[str], owner: Sequence[int], tokens: Tensor) -> None:
+    """Raise ValueError where CLIP cannot tell two prompts apart, although they are not spelt alike.
+
+    Args:
+        prompts: K texts.
+        owner: the prompt of each text.
+        tokens: of the texts (N, L).
+    """
+    read: dict[int, list[bytes]] = {}
+    for index, row in zip(owner, tokens.numpy(), strict=True):
+        read.setdefault(index, []).append(row.tobytes())
+    first: dict[tuple[bytes, ...], int] = {}
+    for index, rows in read.items():
+        other = first.setdefault(tuple(rows), index)
+        if comparable(prompts[other]) != comparable(prompts[index]):
+            raise ValueError(
+                f"the classes {_shortened(prompts[other])} and {_shortened(prompts[index])} are the same to CLIP, which "
+                f"reads {tokens.shape[1]} tokens of a text: give one of them another name"
+            )
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:30]} ... {text[-30:]}")
+
+
+def cut_prompts(tokenizer: Callable[[list[str]], Tensor], prompts: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Those prompts whose texts are longer than CLIP reads: a word more makes no difference to their tokens."""
+    texts = [[template.format(synonym) for synonym in prompt.split("|") for template in templates] for prompt in prompts]
+    longest = [max(of_prompt, key=len) for of_prompt in texts]
+    # A token stands for at least a byte, and two mark the ends: shorter texts are whole.
+    most = tokenizer([""]).shape[1] - 2
+    long = [index for index, text in enumerate(longest) if len(text.encode()) >= most]
+    if not long:
+        return []
+    longest, prompts = [longest[index] for index in long], [prompts[index] for index in long]
+    same = (tokenizer(longest) == tokenizer([f"{text} more" for text in longest])).all(dim=1)
+    return [prompt for prompt, is_cut in zip(prompts, same.tolist(), strict=True) if is_cut]
 
 
 class ClipTextEmbeddings(LabelEmbeddings):
@@ -145,4 +186,8 @@ class ClipTextEmbeddings(LabelEmbeddings):
     def compute(self, prompts: tuple[str, ...], **at_hand: Any) -> Embedded:
         """The prototypes; ``clip=`` spares loading it where it is at hand anyway."""
         clip = at_hand.get("clip") or create_clip(self.name, self.pretrained)
-        return Embedded(embed_prompts(clip, get_tokenizer(self.name), prompts, self.templates))
+        tokenizer = get_tokenizer(self.name)
+        vectors = embed_prompts(clip, tokenizer, prompts, self.templates)
+        cut = cut_prompts(tokenizer, prompts, self.templates)
+        shown = ", ".join(map(_shortened, cut[:10]))
+        return Embedded(vectors, f"{len(cut)} classes are longer than CLIP reads, and are cut: {shown}" if cut else "")

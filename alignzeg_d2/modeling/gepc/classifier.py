@@ -21,25 +21,35 @@ class ProposalClassifier(nn.Module):
 
     logit_scale: Tensor
 
-    def __init__(self, *, width: int, num_background_prototypes: int, logit_scale: float, hidden: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_background_prototypes: int,
+        logit_scale: float,
+        hidden: int | None = None,
+        refinement: bool = True,
+    ) -> None:
         """
         Args:
             width: D.
             num_background_prototypes: B; 1 is a single background token (the strategy off).
             logit_scale: CLIP's, about 100.
             hidden: of phi_cls; D by default.
+            refinement: whether there is a phi_cls; without it F_cls is F.
         """
         super().__init__()
-        self.phi_cls = mlp(width, hidden or width, width)
-        # Residual with a last layer of zeros: training starts from CLIP's own features.
-        for parameter in self.phi_cls[-1].parameters():
-            nn.init.zeros_(parameter)
+        self.phi_cls = mlp(width, hidden or width, width) if refinement else None
+        if self.phi_cls is not None:
+            # Residual with a last layer of zeros: training starts from CLIP's own features.
+            for parameter in self.phi_cls[-1].parameters():
+                nn.init.zeros_(parameter)
         self.background_prototypes = nn.Parameter(torch.randn(num_background_prototypes, width) * width**-0.5)
         self.register_buffer("logit_scale", torch.tensor(float(logit_scale)), persistent=False)
 
     def refine(self, features: Tensor) -> Tensor:
         """F (..., D) -> F_cls (..., D), unit length."""
-        return F.normalize(features + self.phi_cls(features), dim=-1)
+        return F.normalize(features if self.phi_cls is None else features + self.phi_cls(features), dim=-1)
 
     def forward(self, refined: Tensor, prototypes: Tensor) -> Tensor:
         """F_cls (..., D) and T (C, D) of unit length -> P (..., C + 1), the background last."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 
-from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder
+from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder, resize_positions
 from alignzeg_d2.modeling.semantic_decoder import SemanticDecoder
 
 
@@ -99,7 +99,42 @@ def test_prompts_change_the_tokens():
     assert (plain - prompted).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("num_layers", "tap"), [(3, 0), (3, 4), (4, 1)])
+@pytest.mark.parametrize(("num_layers", "tap"), [(3, -1), (3, 4), (5, 1)])
 def test_impossible_tap_is_refused(num_layers, tap):
     with pytest.raises(ValueError, match=f"TAP={tap} with {num_layers} blocks"):
         ClipImageEncoder(small_vit(), num_layers=num_layers, tap=tap)
+
+
+def test_several_taps_in_any_order_and_0_is_what_enters_the_first_block():
+    vit, images = small_vit(), torch.randn(2, 3, 32, 32)
+    trunk = ClipImageEncoder(vit, num_layers=4)
+    entered = []
+    hook = vit.transformer.resblocks[0].register_forward_pre_hook(lambda _module, args: entered.append(args[0]))
+    (third, stem), tokens = trunk.tapped(images, [3, 0])
+    hook.remove()
+    torch.testing.assert_close(stem.flatten(2).transpose(1, 2), entered[0][:, 1:])
+    torch.testing.assert_close(third, ClipImageEncoder(vit, num_layers=3, tap=3)(images)[0])
+    torch.testing.assert_close(trunk(images)[0], stem)
+    assert tokens.shape == (2, 17, 32)
+
+
+def test_prompts_in_the_first_blocks_only():
+    """Behind them the blocks see what they would see without prompts."""
+    vit, images = small_vit(), torch.randn(1, 3, 32, 32)
+    lengths = []
+    hooks = [
+        block.register_forward_pre_hook(lambda _module, args: lengths.append(args[0].shape[1]))
+        for block in vit.transformer.resblocks
+    ]
+    ClipImageEncoder(vit, num_layers=4, num_prompts=3, prompted_layers=2)(images)
+    for hook in hooks:
+        hook.remove()
+    assert lengths == [20, 20, 17, 17]
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_resized_positions_keep_constants_and_at_their_own_size_all(mode):
+    positions = torch.randn(6, 5)
+    torch.testing.assert_close(resize_positions(positions, (2, 3), (2, 3), mode), positions, rtol=1e-5, atol=1e-6)
+    constant = torch.ones(6, 1) * torch.randn(5)
+    torch.testing.assert_close(resize_positions(constant, (2, 3), (4, 5), mode), constant[:1].expand(20, 5))

@@ -44,6 +44,13 @@ def test_gradient_reaches_what_learns_and_the_scale_does_not():
     assert features.grad.abs().sum() > 0 and not classifier.logit_scale.requires_grad
 
 
+def test_without_refinement_features_are_taken_as_they_are():
+    classifier = ProposalClassifier(width=6, num_background_prototypes=1, logit_scale=50.0, refinement=False)
+    features = torch.randn(4, 6)
+    torch.testing.assert_close(classifier.refine(features), F.normalize(features, dim=-1))
+    assert [name for name, _ in classifier.named_parameters()] == ["background_prototypes"]
+
+
 # ---- background diversity ----
 def test_background_logit_by_hand():
     a, b = 1.0, 3.0
@@ -173,13 +180,12 @@ def test_l_vir_pulls_virtual_features_to_their_virtual_prototypes():
 
 
 def test_mixing_is_a_permutation_and_a_number_between_0_and_1():
-    torch.manual_seed(0)
-    betas = []
+    cpu = torch.device("cpu")
     for count in (0, 1, 5):
-        permutation, beta = sample_mixing(count, 3.0, torch.device("cpu"))
+        permutation, beta = sample_mixing(count, 3.0, range(count), cpu)
         assert sorted(permutation.tolist()) == list(range(count))
         assert beta.shape == ()
-    betas = torch.stack([sample_mixing(1, 3.0, torch.device("cpu"))[1] for _ in range(2000)])
+    betas = torch.stack([sample_mixing(1, 3.0, [seed, 1], cpu)[1] for seed in range(2000)])
     assert ((betas > 0) & (betas < 1)).all()
     assert betas.mean().item() == pytest.approx(0.5, abs=0.02)
     assert betas.var().item() == pytest.approx(1 / 28, rel=0.15)  # 1 / (4 (2 alpha + 1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from open_clip.transformer import VisionTransformer
 
-from alignzeg_d2.modeling.semantic_decoder import SemanticDecoder, _max_pool_to
+from alignzeg_d2.modeling.semantic_decoder import POOLING, SemanticDecoder, _max_pool_to
 
 HEADS, WIDTH, GRID = 2, 32, (4, 4)
 LENGTH = GRID[0] * GRID[1]
@@ -101,3 +101,34 @@ def test_half_precision_with_infinite_mask_is_finite(vit, tokens):
 def test_pooling_to_a_grid_is_adaptive_max_pooling(grid):
     x = torch.randn(2, 3, 8, 12)
     assert torch.equal(_max_pool_to(x, grid), torch.nn.functional.adaptive_max_pool2d(x, grid))
+
+
+def test_a_bias_for_each_block(vit, tokens):
+    """Two blocks with one bias each are two decoders of one block, the patches running on between them."""
+    bias = 2 * torch.randn(2, 2 * HEADS, 3, *GRID)
+    both = SemanticDecoder(visual=vit, num_layers=2, bias_per_block=True, learnt_scale=False)
+    assert list(both.parameters()) and not any(p.requires_grad for p in both.parameters())
+    same = torch.cat([bias[:, :HEADS]] * 2, dim=1)
+    shared = SemanticDecoder(visual=vit, num_layers=2)(tokens, bias[:, :HEADS], GRID)
+    torch.testing.assert_close(both(tokens, same, GRID), shared)
+    changed = both(tokens, bias, GRID)
+    assert (changed - shared).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("pooling", sorted(POOLING))
+def test_any_pooling_of_a_constant_bias_is_that_constant(vit, tokens, pooling):
+    levels = torch.randn(2, 1, 3, 1, 1)
+    decoder = SemanticDecoder(visual=vit, num_layers=1, pooling=pooling)
+    pooled = decoder(tokens, levels.expand(-1, -1, -1, 6, 10), GRID)
+    torch.testing.assert_close(pooled, decoder(tokens, levels.expand(-1, -1, -1, *GRID), GRID), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [({"num_layers": 0}, "1 to 4"), ({"num_layers": 5}, "got 5")])
+def test_impossible_numbers_of_blocks_are_refused(vit, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SemanticDecoder(visual=vit, **arguments)
+
+
+def test_unknown_pooling_is_refused(vit):
+    with pytest.raises(ValueError, match="one of .*'max'.*, got 'nearest'"):
+        SemanticDecoder(visual=vit, num_layers=1, pooling="nearest")
