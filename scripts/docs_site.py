@@ -14,7 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "datasets/README.md", "notebooks/*.md", "notebooks/*.ipynb")
+OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "datasets/README.md", "notebooks/*.md", "notebooks/*.ipynb")
 DOCS = "docs/"
 _LINK = re.compile(r"(?<=]\()(?![a-z]+:|#)([^)\s#]+)")  # the target of [text](target#anchor), unless it is a URL
 

@@ -38,7 +38,7 @@ from epsilon_d2 import demo as epsilon_demo
 from zeroshot_d2 import __main__ as program
 from zeroshot_d2 import load_config
 from zeroshot_d2 import system as systems
-from zeroshot_d2.cli import Parser, config_keys, system_of
+from zeroshot_d2.cli import BUILT_IN, Parser, config_keys, import_systems, system_of
 from zeroshot_d2.commands import train
 from zeroshot_d2.demo_world import register_demo_world, register_demo_world_multilabel
 from zeroshot_d2.images import write_image
@@ -46,7 +46,7 @@ from zeroshot_d2.images import write_image
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "datasets/*.md", "notebooks/*.md")
+    for pattern in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/*.md", "datasets/*.md", "notebooks/*.md")
     for path in ROOT.glob(pattern)
 )
 
@@ -139,6 +139,7 @@ NOT_CHECKED = {
     "pip install torch torchvision": "needs a network",
     "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2": "needs a network and a compiler",
     "pip freeze": "pip's own",
+    "pip install pip-audit": "needs a network",
     "pip uninstall opencv-python": "pip's own",
     "pre-commit install": "pre-commit's own",
     "ssh -L 7860:127.0.0.1:7860 server": "needs a server",
@@ -620,7 +621,8 @@ def test_the_example_of_your_own_data_as_a_program(reader: Path) -> None:
 
 # The changelog also names what is gone.
 OF_TODAY = [page for page in PAGES if page != "CHANGELOG.md"]
-DEFAULTS = {name: systems.find_system(name).default_config() for name in ("AlignZeg", "Epsilon")}
+import_systems()
+DEFAULTS = {system.name: system.default_config() for system in systems.all_systems() if system.package in BUILT_IN}
 KEYS = {key for cfg in DEFAULTS.values() for key in config_keys(cfg)}
 KEY = re.compile(r"[A-Z][A-Z0-9_]*(?:\.[A-Z0-9_*]+)+")
 
@@ -660,7 +662,17 @@ def choices(pattern: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", OF_TODAY)
 def test_paths_exist(page: str) -> None:
-    top = ("zeroshot_d2/", "alignzeg_d2/", "epsilon_d2/", "configs/", "datasets/prepare", "docs/", "tests/", "scripts/")
+    top = (
+        "zeroshot_d2/",
+        "alignzeg_d2/",
+        "epsilon_d2/",
+        "baselines_d2/",
+        "configs/",
+        "datasets/prepare",
+        "docs/",
+        "tests/",
+        "scripts/",
+    )
     for code in code_spans(page):
         if code.startswith(top):
             for path in choices(code):
@@ -780,7 +792,7 @@ def test_nothing_on_photographs_is_claimed_and_the_rest_is_in_the_results() -> N
 def texts_of_the_code() -> str:
     """All string literals of the packages, the variable parts of f-strings as a line break."""
     literals = []
-    for package in ("zeroshot_d2", "alignzeg_d2", "epsilon_d2"):
+    for package in ("zeroshot_d2", "alignzeg_d2", "epsilon_d2", "baselines_d2"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):

@@ -75,7 +75,8 @@ def call(python: Path, folder: Path, *words: str) -> str:
 
 def test_configs_and_data_are_inside(python: Path, folder: Path) -> None:
     code = (
-        "import zeroshot_d2, alignzeg_d2, epsilon_d2; from zeroshot_d2.datasets.builtin import load_class_list\n"
+        "import zeroshot_d2, alignzeg_d2, epsilon_d2, baselines_d2\n"
+        "from zeroshot_d2.datasets.builtin import load_class_list\n"
         "from detectron2.data import MetadataCatalog as m\n"
         "print(zeroshot_d2.__version__, zeroshot_d2.__file__, zeroshot_d2.config_file('coco/alignzeg.yaml'))\n"
         "print(zeroshot_d2.load_config('nus_wide/epsilon_ablation/gfp.yaml').MODEL.META_ARCHITECTURE)\n"

@@ -7,6 +7,7 @@ bias correction, metrics) asks it.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -33,14 +34,22 @@ def _as_texts(value: object, field: str) -> tuple[str, ...]:
         raise ValueError(f"ClassSplit.{field} must be a sequence of strings, got {value!r}")
     texts = tuple(value)
     for text in texts:
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or not (text.strip() or field == "aliases"):
             raise ValueError(f"ClassSplit.{field} must hold non-empty strings, got {text!r} in it")
+        hidden = next(filter(_is_hidden, text), None)
+        if hidden is not None:
+            raise ValueError(f"ClassSplit.{field} has the invisible sign U+{ord(hidden):04X} in {ascii(text)}: remove it")
     return texts
 
 
-def _comparable(text: str) -> str:
-    """Spelling in which two data sets agree: case and runs of spaces or underscores do not tell classes apart."""
-    return " ".join(text.replace("_", " ").casefold().split())
+def _is_hidden(sign: str) -> bool:
+    """Control signs, halves of surrogate pairs and signs without a shape; those that join letters and emoji apart."""
+    return unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp") and sign not in "\u200c\u200d"
+
+
+def comparable(text: str) -> str:
+    """Spelling in which two data sets agree: case, Unicode's forms, and spaces or underscores tell no classes apart."""
+    return " ".join(unicodedata.normalize("NFC", text.replace("_", " ").casefold()).split())
 
 
 @dataclass(frozen=True)
@@ -69,18 +78,20 @@ class ClassSplit:
     released: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("names", "unseen", "prompts", "released"):
+        for field in _FIELDS:
             object.__setattr__(self, field, _as_texts(getattr(self, field), field))
-        object.__setattr__(self, "aliases", tuple(self.aliases) or ("",) * len(self.names))
+        object.__setattr__(self, "aliases", self.aliases or ("",) * len(self.names))
         if not self.names:
-            raise ValueError("ClassSplit.names is empty: a vocabulary needs at least one class name")
+            raise ValueError("ClassSplit.names is empty: a vocabulary needs at least one class name, give one")
         for field in ("names", "unseen"):
             twice = [name for name, count in Counter(getattr(self, field)).items() if count > 1]
             if twice:
                 raise ValueError(f"ClassSplit.{field} lists {twice} more than once: give each class a name of its own")
         unknown = [name for name in self.unseen if name not in set(self.names)]
         if unknown:
-            raise ValueError(f"unseen classes {unknown} are not among the {len(self.names)} class names: {self._excerpt()}")
+            raise ValueError(
+                f"unseen classes {unknown} are not among the {len(self.names)} class names: {self._excerpt()}; correct them"
+            )
         if not self.prompts:
             object.__setattr__(self, "prompts", self.names)
         if len(self.prompts) != len(self.names):
@@ -209,7 +220,7 @@ class ClassSplit:
         marked = {*self.unseen, *also}
         unknown = sorted(marked.difference(self.names))
         if unknown:
-            raise ValueError(f"unseen classes {unknown} are not in the vocabulary: {self._excerpt()}")
+            raise ValueError(f"unseen classes {unknown} are not in the vocabulary: {self._excerpt()}; correct them")
         known = self.trained_mask(trained)
         return replace(
             self,
@@ -241,11 +252,11 @@ class ClassSplit:
         """
         if isinstance(trained, str):
             raise ValueError(f"`trained` must be a collection of class names, got the string {trained!r}")
-        known = {_comparable(name) for name in trained}
+        known = {comparable(name) for name in trained}
         texts = zip(self.names, self.synonyms, self.aliases, strict=True)
         return np.array(
             [
-                not known.isdisjoint(map(_comparable, (name, *synonyms, *filter(None, aliases.split("|")))))
+                not known.isdisjoint(map(comparable, (name, *synonyms, *filter(None, aliases.split("|")))))
                 for name, synonyms, aliases in texts
             ],
             dtype=np.bool_,

@@ -12,22 +12,40 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from .checkpoint import refuse_address
 from .class_split import ClassSplit
+from .config_file import merge, read_config
 from .predictor import Predictor
+from .ranges import check_ranges
 from .system import System, find_system, import_module
 from .vocabulary import read_names
 
 # The systems that come with the project; importing a package registers its systems.
-BUILT_IN = ("alignzeg_d2", "epsilon_d2")
+BUILT_IN = ("alignzeg_d2", "epsilon_d2", "baselines_d2")
+
+# What yacs raises at a key or a value that it cannot use; the last ones at values that Python's parser does not survive.
+_BAD_VALUES = (KeyError, ValueError, AssertionError, TypeError, AttributeError, RecursionError, MemoryError)
+
+_TYPE_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(?:\w+\.)*(\w+)'> vs\. <class '(?:\w+\.)*(\w+)'>\) with values "
+    r"\((.*?) vs\. (.*)\) for config key: (\S+)",
+    re.DOTALL,
+)
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number with a point",
+    "str": "a text",
+    "bool": "True or False",
+    "list": "a list",
+    "tuple": "a list",
+}
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
@@ -81,24 +99,17 @@ def system_of_config(path: str | Path) -> System:
     """The system that a config file, or its ``_BASE_``, names.
 
     Raises:
-        ValueError: it is no YAML mapping, names none, or one that is not registered.
+        FileNotFoundError, ValueError: as :func:`zeroshot_d2.config_file.read_config`; it names no system, or one that is
+            not registered.
     """
-    try:
-        content = CfgNode.load_yaml_with_base(str(path))
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"the config {path} is no plain YAML; tags that run Python code are refused: {' '.join(str(error).split())}"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the config {path} cannot be read: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"the config {path} cannot be read: its _BASE_ leads back to it") from error
-    except TypeError:  # the file holds no mapping, in which _BASE_ could be looked for
-        content = None
-    model = content.get("MODEL") if isinstance(content, dict) else None
+    return _system_in(read_config(path), path)
+
+
+def _system_in(content: Mapping[str, Any], path: str | Path) -> System:
+    model = content.get("MODEL")
     name = model.get("META_ARCHITECTURE") if isinstance(model, dict) else None
     if not isinstance(name, str):
-        raise ValueError(f"the config {path} names no MODEL.META_ARCHITECTURE, which says whose keys it has")
+        raise ValueError(f"the config {path} names no MODEL.META_ARCHITECTURE, which says whose keys it has: set it")
     return find_system(name)
 
 
@@ -126,41 +137,80 @@ def load_config(
     """
     import_systems(modules)
     path = find_config(config)
-    cfg = system_of_config(path).default_config()
+    content = read_config(path)
+    cfg = _system_in(content, path).default_config()
+    version = content.get("VERSION", cfg.VERSION)
+    if version != cfg.VERSION:
+        raise ValueError(f"the config {path} has VERSION {version!r}: write VERSION: {cfg.VERSION}")
+    optional = {key for key, value in _leaves(cfg) if value is None}
     try:
-        cfg.merge_from_file(str(path), allow_unsafe=False)
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        merge(cfg, content)
+    except _BAD_VALUES as error:
         raise ValueError(f"the config {path}: {_explained(error, cfg)}") from error
     if len(opts) % 2:
-        raise ValueError(f"KEY VALUE pairs come in twos, got {' '.join(map(str, opts))}")
+        raise ValueError(f"KEY VALUE pairs come in twos, got {' '.join(map(str, opts))}: give the value")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
+        _check_key(str(key), cfg)
         try:
             cfg.merge_from_list([key, value])
-        except (KeyError, ValueError, AssertionError) as error:
+        except _BAD_VALUES as error:
             raise ValueError(f"{key} {value}: {_explained(error, cfg)}") from error
+    for key, value in _leaves(cfg):
+        if value is None and key not in optional:
+            raise ValueError(f"{key} has no value: give it one, or leave the key out")
     if weights:
         cfg.MODEL.WEIGHTS = str(weights)
+    check_ranges(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
 
 
+def _check_key(key: str, cfg: CfgNode) -> None:
+    """Raise ValueError where a config has no such key; the nearest known ones are named."""
+    known = config_keys(cfg)
+    if key in known:
+        return
+    below = sorted(name for name in known if name.startswith(f"{key}."))
+    if below:
+        raise ValueError(f"{key} is a section of keys, not a key: give one of them, such as {below[0]}")
+    close = difflib.get_close_matches(key, sorted(known), n=3)
+    raise ValueError(
+        f"there is no key {key or repr('')}; " + (f"did you mean {' or '.join(close)}?" if close else "correct it")
+    )
+
+
 def _explained(error: BaseException, cfg: CfgNode) -> str:
-    """yacs names an unknown key in a KeyError; the nearest known ones are added."""
-    text = str(error.args[0]) if error.args else str(error)
+    """What yacs says of a value of another type and of a key that it does not know."""
+    text = str(error.args[0]) if error.args else type(error).__name__
+    kinds = _TYPE_MISMATCH.fullmatch(text)
+    if kinds is not None:
+        wanted, given, before, value, key = kinds.groups()
+        if "CfgNode" in wanted + given:
+            return f"{key} must be {_KINDS.get(wanted, 'a section of keys')}, not {_KINDS.get(given, 'a section of keys')}"
+        example = f"{_KINDS.get(wanted, wanted)} such as {before or repr('')}"
+        return f"{key} must be {example}, got {value} ({_KINDS.get(given, given)})"
     unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
-    if unknown is None:
-        return text
-    close = difflib.get_close_matches(unknown[1], sorted(config_keys(cfg)), n=3)
-    return f"there is no key {unknown[1]}" + (f"; did you mean {' or '.join(close)}?" if close else "")
+    if unknown is not None:
+        try:
+            _check_key(unknown[1], cfg)
+        except ValueError as named:
+            return str(named)
+    return f"it cannot be used ({text}): correct it"
 
 
-def config_keys(cfg: CfgNode, prefix: str = "") -> set[str]:
+def config_keys(cfg: CfgNode) -> set[str]:
     """All keys of a config, with their sections: "SOLVER.BASE_LR"."""
-    found: set[str] = set()
+    return {key for key, _ in _leaves(cfg)}
+
+
+def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys and values."""
     for name, value in cfg.items():
-        found |= config_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else {f"{prefix}{name}"}
-    return found
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 # ------------------------------------------------------------------------------------------------------- arguments
@@ -213,6 +263,10 @@ class Parser(argparse.ArgumentParser):
         if part is None:
             self.fail(which_model())
         return part, args
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse's; what is not understood is followed by where to look."""
+        super().error(f"{message}; --help lists what there is" if "unrecognized arguments" in message else message)
 
     def fail(self, message: str) -> NoReturn:
         """End with a message about the arguments."""
@@ -313,6 +367,31 @@ def set_vocabulary(predictor: Predictor, args: argparse.Namespace) -> ClassSplit
     names = None if args.vocabulary is None else read_names(args.vocabulary)
     split = predictor.set_vocabulary(names, None if args.unseen is None else read_names(args.unseen))
     return predictor.set_vocabulary(split.only_unseen()) if args.unseen_only else split
+
+
+def folder(text: str) -> Path:
+    """An argparse type: a folder that is there or can be made."""
+    path = Path(text)
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a folder, got ''")
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise argparse.ArgumentTypeError(f"must name a folder, but {part} is a file")
+    return path
+
+
+def port(text: str) -> int:
+    """An argparse type: a port of TCP; 0 takes a free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535, got {text!r}")
+    return int(text)
+
+
+def from_zero(text: str) -> int:
+    """An argparse type: a whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    return int(text)
 
 
 def positive(text: str) -> int:

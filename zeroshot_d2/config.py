@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY
 
 from .images import MAX_PIXELS
+from .ranges import choice, declare, device, each, folder, number, optional, registered, text, whole
 
 
 def add_trainer_config(cfg: CfgNode) -> None:
@@ -17,8 +19,11 @@ def add_trainer_config(cfg: CfgNode) -> None:
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
     # ---- optimiser ----
-    # "ADAMW", "ADAM" or "SGD" (SOLVER.MOMENTUM and SOLVER.NESTEROV count for SGD only).
+    # "ADAMW", "ADAM", "SGD" (with SOLVER.MOMENTUM and SOLVER.NESTEROV) or "RMSPROP" (with SOLVER.MOMENTUM), which is
+    # TensorFlow's: it divides by the root of the mean square plus RMSPROP_EPS.
     cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.RMSPROP_DECAY = 0.9  # of the mean square
+    cfg.SOLVER.RMSPROP_EPS = 1e-10
     # Weight decay of nn.Embedding modules and of the parameters named below; SOLVER.WEIGHT_DECAY_NORM (0) is that of
     # normalisation layers, SOLVER.WEIGHT_DECAY that of everything else.
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
@@ -36,6 +41,9 @@ def add_trainer_config(cfg: CfgNode) -> None:
     # With MAX_EPOCHS: after how many epochs the rate is multiplied by SOLVER.GAMMA (replaces SOLVER.STEPS).
     cfg.SOLVER.STEPS_EPOCHS = []
 
+    # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD writes stay, the newest ones; 0: all.
+    cfg.SOLVER.CHECKPOINT_KEEP = 0
+
     # ---- data ----
     # False: an image or label that cannot be read ends the run with an error that names the file.
     # True: training replaces it by another image, counts it and logs its name. Evaluation never skips an image.
@@ -46,3 +54,61 @@ def add_trainer_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     # Images per process and step of the evaluation.
     cfg.TEST.IMS_PER_BATCH = 1
+
+
+declare(
+    "",
+    {
+        "MODEL.DEVICE": device(),
+        "MODEL.BACKBONE.NAME": registered(BACKBONE_REGISTRY),
+        "MODEL.PIXEL_MEAN": each(number(), count=3),
+        "MODEL.PIXEL_STD": each(number(above=0), count=3),
+        "DATASETS.TRAIN": each(text()),
+        "DATASETS.TEST": each(text(), distinct=True),
+        "INPUT.FORMAT": choice("RGB", "BGR"),
+        "INPUT.RANDOM_FLIP": choice("horizontal", "vertical", "none"),
+        "INPUT.MAX_PIXELS": whole(1),
+        "DATALOADER.NUM_WORKERS": whole(0),
+        "TEST.EVAL_PERIOD": whole(0),
+        "TEST.IMS_PER_BATCH": whole(1),
+        "TEST.PRECISE_BN.ENABLED": choice(False),  # no system has batch norm
+        "OUTPUT_DIR": folder(),
+        "SEED": whole(-1, 2**32 - 1),  # -1: draw one; numpy takes no larger ones
+    },
+)
+declare(
+    "SOLVER",
+    {
+        "OPTIMIZER": choice("ADAMW", "ADAM", "SGD", "RMSPROP"),
+        "RMSPROP_DECAY": number(0, below=1),
+        "RMSPROP_EPS": number(above=0),
+        "IMS_PER_BATCH": whole(1),
+        "BASE_LR": number(above=0),
+        "BASE_LR_END": number(0),
+        "BIAS_LR_FACTOR": optional(number(0)),
+        "MOMENTUM": number(0, below=1),
+        "WEIGHT_DECAY": number(0),
+        "WEIGHT_DECAY_NORM": optional(number(0)),
+        "WEIGHT_DECAY_BIAS": optional(number(0)),
+        "WEIGHT_DECAY_EMBED": number(0),
+        "WEIGHT_DECAY_EMBED_NAMES": each(text()),
+        "CLIP_GRADIENTS.CLIP_TYPE": choice("value", "norm", "full_model"),
+        "CLIP_GRADIENTS.CLIP_VALUE": number(above=0),
+        "CLIP_GRADIENTS.NORM_TYPE": number(above=0),
+        "MAX_ITER": whole(1),
+        "MAX_EPOCHS": number(0),
+        "LR_SCHEDULER_NAME": choice("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR"),
+        "STEPS": each(whole(1)),
+        "STEPS_EPOCHS": each(number(0)),
+        "NUM_DECAYS": whole(1),
+        "GAMMA": number(above=0),
+        "POLY_LR_POWER": number(0),
+        "POLY_LR_CONSTANT_ENDING": number(0, 1),
+        "WARMUP_ITERS": whole(0),
+        "WARMUP_FACTOR": number(0, 1),
+        "WARMUP_METHOD": choice("linear", "constant"),
+        "REFERENCE_WORLD_SIZE": whole(0),
+        "CHECKPOINT_PERIOD": whole(1),
+        "CHECKPOINT_KEEP": whole(0),
+    },
+)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +99,7 @@ def write(
 def _write_torch_export(exported: ExportedProgram, path: Path, description: Mapping[str, Any], key: str) -> Run:
     with whole_file(path) as temporary:
         torch.export.save(exported, temporary, extra_files={key: json.dumps(description)})
-    loaded = torch.export.load(path).module()
+    loaded = torch.export.load(path).module()  # what was just written here
     return lambda inputs: loaded(**inputs)
 
 
@@ -128,20 +130,42 @@ def read_metadata(path: str | os.PathLike[str], description_key: str) -> dict[st
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has no description under this key: another program wrote it.
+        ValueError: it is damaged, or has no description under this key: another program wrote it.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"the exported file {os.fspath(path)} does not exist")
-    if Path(path).suffix == FORMATS["onnx"]:
-        import onnx
+        raise FileNotFoundError(f"the exported file {os.fspath(path)} does not exist: correct the path")
+    try:
+        read = _onnx_entry if Path(path).suffix == FORMATS["onnx"] else _archive_entry
+        text = read(path, description_key)
+        description = json.loads(text) if text else None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
+        raise ValueError(f"the exported file {os.fspath(path)} is damaged or none: export it again ({error})") from error
+    if not isinstance(description, dict):
+        raise ValueError(
+            f"{os.fspath(path)} has no entry {description_key}: it is not an export of this system, export it again"
+        )
+    return description
 
-        entries = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-    else:
-        entries = {description_key: ""}
-        torch.export.load(path, extra_files=entries)
-    if not entries.get(description_key):
-        raise ValueError(f"{os.fspath(path)} has no entry {description_key}: it is not an export of this system")
-    return json.loads(entries[description_key])
+
+def _onnx_entry(path: str | os.PathLike[str], key: str) -> str:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # without stubs; onnx brings it
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+    return {entry.key: entry.value for entry in model.metadata_props}.get(key, "")
+
+
+def _archive_entry(path: str | os.PathLike[str], key: str) -> str:
+    """An extra file of torch.export's archive; torch's own reader would unpickle parts of it."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            folder, _, file = name.rpartition("/")
+            if file == key and folder.rpartition("/")[2].startswith("extra"):
+                return archive.read(name).decode("utf-8")
+    return ""
 
 
 def save_vocabulary(path: Path, names: Sequence[str], inputs: Mapping[str, Tensor]) -> None:

@@ -38,7 +38,15 @@ def _leave_out(keys: frozenset[str], module: nn.Module, state: dict[str, Any], p
 
 
 def _check_completeness(module: nn.Module, state: Mapping[str, Any], prefix: str, *others: Any) -> None:
-    missing = [prefix + key for key in module.state_dict() if prefix + key not in state]
+    own = module.state_dict()
+    other_kind = [
+        f"{key} ({state[prefix + key].dtype}, not {value.dtype})"
+        for key, value in own.items()
+        if prefix + key in state and state[prefix + key].is_floating_point() != value.is_floating_point()
+    ]
+    if other_kind:
+        raise ValueError(f"the checkpoint has weights of another kind, such as {other_kind[0]}: take the original file")
+    missing = [prefix + key for key in own if prefix + key not in state]
     if missing:
         raise ValueError(
             f"the checkpoint lacks {len(missing)} weights of {type(module).__name__} or has them in another shape, the "

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from .storage import whole_file
+from .storage import whole_file, wrong_content
 
 PathLike = str | os.PathLike[str]
 ImageArray = npt.NDArray[np.uint8]
@@ -31,6 +31,9 @@ IMAGE_SUFFIXES = (
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga"),
 )
 """Endings of the files that count as images in folders and patterns, in lower case."""
+
+# Pillow's names of what these endings stand for; MPO is what some cameras write as .jpg. Its reader of EPS runs a program.
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "JPEG2000", "TGA")
 
 _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101  # tags of EXIF and TIFF
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
@@ -53,7 +56,7 @@ def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS, formats: Sequenc
     Args:
         path: the file.
         max_pixels: the largest width times height, known from the header before anything is decoded.
-        formats: Pillow's names of the formats that are allowed; None: all.
+        formats: Pillow's names of the formats that are allowed; None: those of :data:`IMAGE_SUFFIXES`.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -84,15 +87,19 @@ def read_label_image(
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableImage: see there; also more than one channel, or values that are no integers.
+        UnreadableImage: see there; also a JPEG, more than one channel, or values that are no integers.
     """
 
     def values(image: Image.Image) -> npt.NDArray[np.integer[Any]]:
+        if image.format in ("JPEG", "MPO"):
+            raise UnreadableImage(
+                f"label image {os.fspath(path)} is a JPEG, which keeps values only about as they were: make it a PNG anew"
+            )
         label = np.asarray(image)
         if label.ndim != 2:
             raise UnreadableImage(
                 f"label image {os.fspath(path)} has {label.shape[-1]} channels: a label image holds one value per pixel "
-                "(palette or grey), not colours"
+                "(palette or grey), not colours; save its values"
             )
         if label.dtype == np.bool_:  # mode "1"
             label = label.astype(np.uint8)
@@ -190,10 +197,16 @@ def _read(
 ) -> T:
     """``convert`` of the opened file; whatever goes wrong is an UnreadableImage that names it."""
     name = os.fspath(path)
-    if not Path(name).exists():
-        raise FileNotFoundError(f"{what} {name} does not exist")
+    shown = name if name.isprintable() and len(name) < 500 else ascii(name[:100])
+    try:
+        if not name or not Path(name).exists():
+            raise FileNotFoundError(f"{what} {shown} does not exist (looked for it from {Path.cwd()}): correct the path")
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise FileNotFoundError(f"{what} {shown} cannot be looked for ({error.strerror}): correct the path") from error
     if not Path(name).is_file():
-        raise UnreadableImage(f"{what} {name} is not a file")
+        raise UnreadableImage(f"{what} {shown} is not a file: give the path of one")
     try:
         with _opened(name, what, formats) as image:
             width, height = image.size
@@ -209,7 +222,7 @@ def _read(
     # RuntimeError, OverflowError, ...: whatever it is, this file cannot be used, and the next one can.
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise UnreadableImage(f"cannot read the {what} {name}: {reason}") from error
+        raise UnreadableImage(f"cannot read the {what} {shown}: {reason}; fetch or save it anew, or leave it out") from error
 
 
 @contextmanager
@@ -220,10 +233,13 @@ def _opened(name: str, what: str, formats: Sequence[str] | None) -> Iterator[Ima
         with _opening:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                allowed = None if formats is None else tuple(formats)
+                Image.init()  # an older Pillow has no AVIF
+                allowed = [known for known in (_FORMATS if formats is None else formats) if known in Image.OPEN]
                 image = Image.open(stream, formats=allowed)  # noqa: TID251  (the one reader)
             except UnidentifiedImageError as error:
-                raise UnreadableImage(f"cannot read the {what} {name}: it is no image of a known format") from error
+                stream.seek(0)
+                reason = wrong_content(stream.read(64)) or "it is no image of a known format: save it as PNG or JPEG"
+                raise UnreadableImage(f"cannot read the {what} {name}: {reason}") from error
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
         with image:

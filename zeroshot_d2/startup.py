@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
+from .ranges import check_ranges
 from .system import TASKS, System, find_system
 
 logger = logging.getLogger(__name__)
@@ -20,8 +22,9 @@ def check_datasets(cfg: CfgNode) -> None:
     """Look at what a config trains and evaluates on, before anything is built.
 
     Raises:
-        ValueError: a data set is not registered, or is for another task than the config's system.
+        ValueError: a key is out of its range; a data set is not registered, or is for another task than the config's system.
     """
+    check_ranges(cfg)
     system = find_system(cfg.MODEL.META_ARCHITECTURE)
     if cfg.TEST.AUG.ENABLED:
         raise ValueError("TEST.AUG.ENABLED True is not supported: set it to False")
@@ -30,14 +33,34 @@ def check_datasets(cfg: CfgNode) -> None:
             if name not in DatasetCatalog:
                 raise ValueError(
                     f"{key}: no data set {name!r} is registered: `--import FILE` runs the file that registers it; there are "
-                    f"{', '.join(sorted(fitting_datasets(system)))}"
+                    f"{_likely(name, fitting_datasets(system))}"
                 )
             kind = MetadataCatalog.get(name).get("evaluator_type")
             if kind != TASKS[system.task].evaluator_type:
                 raise ValueError(
                     f"{key}: the data set {name!r} is of type {kind!r}, {system.name} is for {system.task}; it takes "
-                    f"{', '.join(sorted(fitting_datasets(system)))}"
+                    f"{_likely(name, fitting_datasets(system))}"
                 )
+
+
+def check_training(cfg: CfgNode) -> None:
+    """As :func:`check_datasets`, for a run that trains.
+
+    Raises:
+        ValueError: as there; DATASETS.TRAIN is empty.
+    """
+    check_datasets(cfg)
+    if not cfg.DATASETS.TRAIN:
+        known = fitting_datasets(find_system(cfg.MODEL.META_ARCHITECTURE))
+        raise ValueError(f"DATASETS.TRAIN is (): name a data set to train on, such as {_likely('', known)}")
+
+
+def _likely(name: str, known: Sequence[str], most: int = 5) -> str:
+    """Some of the ``known`` names, those like ``name`` first, and how to see all."""
+    close = difflib.get_close_matches(name, known, n=most)
+    shown = [*close, *(other for other in sorted(known) if other not in close)]
+    rest = ", ... (`python -m zeroshot_d2 datasets list`)" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + rest
 
 
 def fitting_datasets(system: System) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import hashlib
 import logging
 import unicodedata
 from collections.abc import Collection, Iterator
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .label_embeddings import Embedded, LabelEmbeddings
-from .storage import PathLike, datasets_root
+from .storage import DAMAGED_ARCHIVE, PathLike, datasets_root, file_sha256, wrong_content
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class WordVectorEmbeddings(LabelEmbeddings):
         """
         self.file = _find_word_vectors(Path(file).expanduser())
         self.unit_length = unit_length
-        self.weights_hash = _file_hash(self.file)
+        self.weights_hash = file_sha256(self.file)
         length = "unit" if unit_length else "raw"
         super().__init__(source=f"words {_RULES} {length} {self.weights_hash}", templates=(), kept=kept)
 
@@ -123,7 +122,7 @@ def read_word_vectors(file: PathLike, wanted: Collection[str]) -> dict[str, np.n
     found = _read_npz(path, wanted) if path.suffix.lower() == ".npz" else _read_text(path, wanted)
     for word, vector in found.items():
         if not np.isfinite(vector).all():
-            raise ValueError(f"{path}: the vector of {word!r} holds NaN or infinity")
+            raise ValueError(f"{path}: the vector of {word!r} holds NaN or infinity: correct it, or take another file")
     return found
 
 
@@ -132,18 +131,28 @@ def _read_npz(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as stored:
             if not {"names", "vectors"} <= set(stored.files):
                 raise ValueError(f'{path} must hold "names" and "vectors", it holds {stored.files}')
-            names, table = stored["names"].tolist(), stored["vectors"]
-    except (OSError, ValueError, EOFError) as error:
+            names, table = stored["names"], stored["vectors"]
+    except DAMAGED_ARCHIVE as error:
         if str(error).startswith(str(path)):
             raise
+        with path.open("rb") as stream:
+            reason = wrong_content(stream.read(64))
+        if reason:
+            raise ValueError(f"{path}: {reason}") from error
         raise ValueError(
             f"{path} is damaged or holds Python objects, which are not read ({error}): save names as an array of dtype str"
         ) from error
-    if table.ndim != 2 or len(names) != len(table):
-        raise ValueError(f"{path}: {len(names)} names for vectors of shape {table.shape}")
+    if names.dtype.kind != "U" or table.dtype.kind not in "fiu":
+        raise ValueError(
+            f'{path}: "names" must be an array of texts and "vectors" one of numbers, got {names.dtype} and {table.dtype}'
+        )
+    if table.ndim != 2 or not table.size or names.shape != table.shape[:1]:
+        raise ValueError(
+            f"{path} holds {names.size} names for vectors of shape {table.shape}: there must be a row for each name"
+        )
     vectors: dict[str, np.ndarray] = {}
-    for row, name in enumerate(names):
-        word = unicodedata.normalize("NFC", str(name))
+    for row, name in enumerate(names.tolist()):
+        word = unicodedata.normalize("NFC", name)
         if word in wanted:
             vectors.setdefault(word, table[row].astype(np.float32))
     return vectors
@@ -165,10 +174,13 @@ def _read_text(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
             continue
         raw, *numbers = line.rstrip().rsplit(" ", width)
         word = unicodedata.normalize("NFC", raw)
-        if word not in wanted:  # GloVe 840B has words with spaces, such as ". . ."
-            continue
-        if len(numbers) != width:
-            raise ValueError(f"{path}, line {number}: {len(numbers)} numbers where the first line has {width}")
+        if word not in wanted and not _is_number(raw.rpartition(" ")[2]):
+            continue  # GloVe 840B has words with spaces, such as ". . ."
+        count = len(line.split()) - 1 if word not in wanted else len(numbers)
+        if count != width:
+            raise ValueError(
+                f"{path}, line {number}: {count} numbers where the first line has {width}: correct it, or fetch it again"
+            )
         try:
             vectors.setdefault(word, np.array(numbers, dtype=np.float32))
         except ValueError as error:
@@ -176,6 +188,14 @@ def _read_text(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
     if undecodable:
         logger.warning("%s: %d lines are not UTF-8, their words cannot be found: save it anew as UTF-8", path, undecodable)
     return vectors
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_header(fields: list[str], number: int) -> bool:
@@ -207,14 +227,6 @@ def _find_word_vectors(file: Path) -> Path:
         f"word vectors {file} not found, neither there nor in {root}. Download GloVe (nlp.stanford.edu/projects/glove) "
         "or give another file of word vectors"
     )
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------- spellings

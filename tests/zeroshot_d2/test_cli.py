@@ -11,12 +11,14 @@ from detectron2.config import CfgNode, get_cfg
 
 from zeroshot_d2 import ClassSplit, system
 from zeroshot_d2.cli import (
+    BUILT_IN,
     Parser,
     add_model_arguments,
     add_vocabulary_arguments,
     config_file,
     config_keys,
     find_config,
+    import_systems,
     load_config,
     model_config,
     peek,
@@ -159,7 +161,8 @@ def test_a_path_wins_over_a_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_config_names_its_system(path):
-    assert system_of_config(path).name in ("AlignZeg", "Epsilon")
+    import_systems()
+    assert system_of_config(path).package in BUILT_IN
 
 
 def test_python_gets_the_config_that_a_command_has(tmp_path):
@@ -201,8 +204,8 @@ def test_a_config_of_a_system_that_a_module_brings(tmp_path, monkeypatch):
         (["SOLVER.BASE_LRR", 1], "there is no key SOLVER.BASE_LRR; did you mean SOLVER.BASE_LR"),
         (["MODEL.EPSILON.NUM_GROUPS", 1], "there is no key MODEL.EPSILON"),
         (["MODEL.ALIGNZEG.PBC.GAMA", 1], "there is no key .*GAMA; did you mean MODEL.ALIGNZEG.PBC.GAMMA"),
-        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER many: Type mismatch"),
-        (["SOLVER", 3], "SOLVER 3: "),
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER must be a whole number such as 600, got many"),
+        (["SOLVER", 3], "SOLVER is a section of keys"),
     ],
 )
 def test_faulty_pairs_are_named(opts, message):
@@ -214,15 +217,18 @@ def test_faulty_pairs_are_named(opts, message):
     ("text", "message"),
     [
         ("MODEL: {META_ARCHITECTURE: AlignZeg}\nSOLVER: {BASE_LRR: 1}", "there is no key SOLVER.BASE_LRR; did you mean"),
-        ("MODEL: {META_ARCHITECTURE: AlignZeg}\nSOLVER: {MAX_ITER: many}", "Type mismatch"),
+        (
+            "MODEL: {META_ARCHITECTURE: AlignZeg}\nSOLVER: {MAX_ITER: many}",
+            "MAX_ITER must be a whole number such as 20000, got many",
+        ),
         ("MODEL: {WEIGHTS: a.pth}", "names no MODEL.META_ARCHITECTURE, which says whose keys it has"),
         ("MODEL: 3", "names no MODEL.META_ARCHITECTURE"),
         ("MODEL:", "names no MODEL.META_ARCHITECTURE"),
         ("MODEL: {META_ARCHITECTURE: [AlignZeg]}", "names no MODEL.META_ARCHITECTURE"),
-        ("- a\n- b\n", "names no MODEL.META_ARCHITECTURE"),
-        ("3", "names no MODEL.META_ARCHITECTURE"),
+        ("- a\n- b\n", "holds list values, not KEY: value lines"),
+        ("3", "holds int values, not KEY: value lines"),
         ("", "names no MODEL.META_ARCHITECTURE"),
-        ("MODEL: {META_ARCHITECTURE: SAN}", "'SAN' is no system; there are"),
+        ("MODEL: {META_ARCHITECTURE: Mask2Former}", "'Mask2Former' is no system; there are"),
         ("MODEL: {META_ARCHITECTURE", "is no plain YAML"),
         ("_BASE_: absent.yaml\nMODEL: {META_ARCHITECTURE: AlignZeg}", r"cannot be read: .*absent\.yaml"),
         ("_BASE_: run.yaml\nMODEL: {META_ARCHITECTURE: AlignZeg}", "its _BASE_ leads back to it"),
@@ -231,7 +237,7 @@ def test_faulty_pairs_are_named(opts, message):
 def test_faulty_files_are_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         load_config(write(tmp_path / "run.yaml", text))
-    assert "run.yaml" in str(error.value) or "SAN" in message
+    assert "run.yaml" in str(error.value) or "Mask2Former" in message
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
@@ -260,7 +266,7 @@ def test_code_in_a_config_is_refused_and_not_run(tmp_path, tag, where):
         path = write(tmp_path / "evil.yaml", evil)
         if where == "base":
             path = write(tmp_path / "run.yaml", "_BASE_: evil.yaml\nMODEL: {META_ARCHITECTURE: AlignZeg}\n")
-        with pytest.raises(ValueError, match=rf"the config .*{path.name} is no plain YAML.* tags that run Python code are"):
+        with pytest.raises(ValueError, match=r"the config .*evil.yaml is no plain YAML.* tags that run Python code are"):
             load_config(path)
     assert not made.exists()
 

@@ -380,3 +380,36 @@ def test_images_are_written_whole(tmp_path, sync):
         write_image(tmp_path / "new" / "a.png", np.zeros((2, 2, 5), dtype=np.uint8))
     assert (tmp_path / "new/a.png").read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_format_whose_reader_runs_a_program_is_none(tmp_path):
+    (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\nshowpage\n")
+    with pytest.raises(UnreadableImage, match=r"a\.eps: it is no image of a known format: save it as PNG or JPEG"):
+        read_image(tmp_path / "a.eps")
+
+
+def test_a_jpeg_is_no_label_image(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png", format="JPEG")
+    with pytest.raises(UnreadableImage, match=r"a\.png is a JPEG, which keeps values only about as they were"):
+        read_label_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty: the run or the download was cut off"),
+        (b"<!DOCTYPE html><html></html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is only a pointer of Git LFS"),
+    ],
+)
+def test_what_a_download_has_left(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(UnreadableImage, match=rf"a\.jpg: {reason}"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("name", ["", "a\0.jpg", "a" * 5000])
+def test_names_that_no_file_has(name):
+    with pytest.raises(FileNotFoundError, match="correct the path") as error:
+        read_image(name)
+    assert len(str(error.value)) < 500 and "\0" not in str(error.value)

@@ -42,7 +42,7 @@ def test_usage_lists_the_verbs(words, status, capsys):
 def test_an_unknown_verb_is_named_and_the_others_are_shown(capsys):
     assert main(["predcit", "--model", "x"]) == 2
     printed = capsys.readouterr()
-    assert printed.err == f"error: there is no verb 'predcit'\n\n{usage()}\n" and not printed.out
+    assert printed.err == f"error: there is no verb 'predcit'; did you mean predict?\n\n{usage()}\n" and not printed.out
 
 
 @pytest.mark.parametrize("verb", [*sorted(VERBS - {"web"}), pytest.param("web", marks=NEEDS_WEB)])

@@ -51,16 +51,17 @@ def test_missing_test_photos_stop_a_training_at_its_start(task, register, demo_c
 
 
 @pytest.mark.parametrize(
-    ("top_k", "message"), [("()", "TEST.TOP_K is empty"), ("(1, 2)", r"TEST.TOP_K \[2\] is not within"), ("(0,)", r"\[0\]")]
+    ("top_k", "message"), [((), "TEST.TOP_K is empty"), ((1, 2), r"TEST.TOP_K \[2\] is not within"), ((0,), r"\[0\]")]
 )
 def test_a_k_that_does_not_fit(top_k, message, register, epsilon_cfg):
     register("multilabel", gone=False)
-    cfg = epsilon_cfg("DATASETS.TEST", f"('{NAME}',)", "TEST.TOP_K", top_k)
+    cfg = epsilon_cfg("DATASETS.TEST", f"('{NAME}',)")
+    cfg.TEST.TOP_K = top_k
     with pytest.raises(ValueError, match=message):
         check_evaluation(cfg, Trainer.build_evaluator)
 
 
-@pytest.mark.parametrize(("warmup", "iterations", "said"), [(50, 50, True), (51, 50, True), (49, 50, False), (0, 0, False)])
+@pytest.mark.parametrize(("warmup", "iterations", "said"), [(50, 50, True), (51, 50, True), (49, 50, False), (0, 1, False)])
 def test_a_warm_up_that_never_ends(warmup, iterations, said, epsilon_cfg, caplog):
     cfg = epsilon_cfg("SOLVER.WARMUP_ITERS", str(warmup), "SOLVER.MAX_ITER", str(iterations))
     with caplog.at_level(logging.WARNING):

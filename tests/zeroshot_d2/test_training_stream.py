@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from zeroshot_d2 import training_stream
-from zeroshot_d2.training_stream import PositionSampler, SampleStream, TrainingLoader, augmentation_rng, seed_iteration
+from zeroshot_d2.training_stream import (
+    PositionSampler,
+    SampleStream,
+    TrainingLoader,
+    augmentation_rng,
+    image_generators,
+    image_seeds,
+    seed_iteration,
+    using_seeds,
+)
 
 
 def mapper(dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -162,3 +171,40 @@ def test_positions_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     as_process(monkeypatch, 2, 3)
     positions = iter(PositionSampler(start=30))
     assert [next(positions) for _ in range(3)] == [32, 35, 38]
+
+
+# ---- seeds for what a model draws ----
+
+
+def test_a_sample_has_the_seed_of_its_position() -> None:
+    stream = SampleStream(dicts(), mapper, seed=5)
+    seeds = [stream[p][0]["seed"] for p in range(30)]
+    assert len(set(seeds)) == 30 and all(0 <= seed < 2**62 for seed in seeds)
+    assert [SampleStream(dicts(), mapper, seed=5)[p][0]["seed"] for p in reversed(range(30))] == seeds[::-1]
+    assert SampleStream(dicts(), mapper, seed=6)[0][0]["seed"] != seeds[0]
+
+
+def test_the_seeds_of_the_batch_are_those_that_its_samples_bring() -> None:
+    with using_seeds([{"seed": 5}, {"seed": 3}]):
+        assert image_seeds(2) == (5, 3)
+        with using_seeds([{"seed": 9}]):
+            assert image_seeds(1) == (9,)
+        assert image_seeds(2) == (5, 3)
+
+
+def test_samples_without_a_seed_get_one_from_torchs_generator() -> None:
+    torch.manual_seed(0)
+    first = image_seeds(2)
+    with using_seeds([{}, {}]):
+        second = image_seeds(2)
+    assert len({*first, *second}) == 4
+    torch.manual_seed(0)
+    assert image_seeds(2) == first
+
+
+def test_generators_give_an_image_its_numbers_in_any_batch() -> None:
+    cpu = torch.device("cpu")
+    first, second = (torch.rand(3, generator=generator) for generator in image_generators((7, 8), cpu))
+    (alone,) = image_generators((8,), cpu)
+    torch.testing.assert_close(torch.rand(3, generator=alone), second, rtol=0, atol=0)
+    assert not torch.equal(first, second)

@@ -133,3 +133,84 @@ def test_files_that_do_not_fit(tmp_path):
     (tmp_path / "table.txt").write_text("1\tcat\n2\tdog\n")
     with pytest.raises(ValueError, match=r"table\.txt has a tab in '1\\tcat': write one class a line"):
         read_names(str(tmp_path / "table.txt"))
+
+
+# ---- what people take for a list ----
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat", "Cat"], "lists 'cat' and 'Cat', which are the same to a model"),
+        (["traffic light", "traffic_light"], "which are the same to a model"),
+        (["caf\u00e9", "cafe\u0301"], "which are the same to a model"),
+        (["???"], "neither letter nor digit"),
+        (["c\u200bat"], r"the invisible sign U\+200B"),
+        (["cat\ndog"], r"the invisible sign U\+000A"),
+        (["\udc80"], r"the invisible sign U\+DC80"),
+        (["c" * 1001], "has 1,001 characters: give it at most 1,000"),
+        (None, "must be a list of names, got None"),
+        (3, "must be a list of names, got 3"),
+    ],
+)
+def test_names_that_are_none(names, message):
+    with pytest.raises(ValueError, match=message):
+        vocabulary_from_names(names)
+
+
+def test_signs_that_belong_to_names():
+    names = ["\u0645\u06cc\u200c\u0631\u0648\u062f", "\U0001f469\u200d\U0001f33e", "St. Bernard", "TV/monitor", "C++", "$x$"]
+    assert vocabulary_from_names(names).names == tuple(names)
+
+
+@pytest.mark.parametrize("text", ["cat; dog", "['cat', 'dog']", '["cat"]', '"cat", "dog"', "{cat, dog}", "<cat>"])
+def test_another_notation_is_no_list(text):
+    with pytest.raises(ValueError, match="write names without brackets, quotes and dashes"):
+        read_names(text)
+
+
+@pytest.mark.parametrize("text", ["v.txt", "V.CSV", "v.json", "v.yaml", "./v", "~/v", "/nowhere/v"])
+def test_a_file_that_is_not_there_is_no_class(text):
+    with pytest.raises(FileNotFoundError, match=r"the class list .* does not exist"):
+        read_names(text)
+
+
+def test_paths_that_are_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cat").mkdir()
+    assert read_names("cat") == ["cat"] and read_names("TV/monitor") == ["TV/monitor"]
+    with pytest.raises(ValueError, match="is a folder: name the file in it"):
+        read_names("./cat")
+    with pytest.raises(ValueError, match="is an address: download the file"):
+        read_names("https://example.org/classes.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('["cat", "dog"]', "is JSON: write one class a line"),
+        ('{\n"names": ["cat"]\n}', "is JSON"),
+        ("<!DOCTYPE html>\n<html>", "it is a web page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS"),
+        ("1: cat\n2: dog\n", "a number in front of each class, as in '1: cat': remove the numbers"),
+        ("0,cat\n1,dog\n", "a number in front of each class"),
+        ("- cat\n- dog\n", "write names without"),
+        ("names:\n  - cat\n", "write names without"),
+        ("cat,\ndog,\n", "write names without"),
+        ("cat;1\ndog;2\n", "write names without"),
+        ("cat\ndog\nCat\n", r"v\.txt: the vocabulary lists 'cat' and 'Cat'"),
+        ("cat\ncat\n", r"v\.txt: .*'cat'.* more than once"),
+    ],
+)
+def test_files_of_another_notation(tmp_path, content, message):
+    (tmp_path / "v.txt").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_names(str(tmp_path / "v.txt"))
+
+
+def test_a_csv_of_columns(tmp_path):
+    (tmp_path / "v.csv").write_text("id,name\n7,cat\n")
+    with pytest.raises(ValueError, match="has columns in 'id,name': write one class a line"):
+        read_names(str(tmp_path / "v.csv"))
+    (tmp_path / "v.csv").write_text("cat\ndog\n")
+    assert read_names(str(tmp_path / "v.csv")) == ["cat", "dog"]

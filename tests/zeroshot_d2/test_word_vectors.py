@@ -107,3 +107,38 @@ def test_centred_vectors_are_unit_and_free_of_the_mean():
     torch.testing.assert_close(result.norm(dim=-1), torch.ones(50))
     assert result.mean(0).norm() < 0.5 * vectors.mean(0).norm()
     torch.testing.assert_close(centred(vectors, torch.zeros(4)), vectors)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"names": np.array(["cat"]), "vectors": np.ones((1, 2), complex)},
+            '"vectors" one of numbers, got <U3 and complex128',
+        ),
+        ({"names": np.array(["cat"]), "vectors": np.array([["1", "2"]])}, '"vectors" one of numbers'),
+        ({"names": np.array([1]), "vectors": np.ones((1, 2))}, '"names" must be an array of texts'),
+        ({"names": np.array([b"cat"]), "vectors": np.ones((1, 2))}, '"names" must be an array of texts'),
+        ({"names": np.array(["cat"]), "vectors": np.ones((1, 0))}, "there must be a row for each name"),
+        ({"names": np.array([["cat"]]), "vectors": np.ones((1, 2))}, "there must be a row for each name"),
+    ],
+)
+def test_arrays_that_are_no_word_vectors(tmp_path, arrays, message):
+    np.savez(tmp_path / "w.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"w\.npz.*{message}"):
+        read_word_vectors(tmp_path / "w.npz", {"cat"})
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    np.savez(tmp_path / "w.npz", names=np.array(["cat"]), vectors=np.ones((1, 2)))
+    whole = (tmp_path / "w.npz").read_bytes()
+    for content in (whole[:-40], whole[:60], b"", b"<html>"):
+        (tmp_path / "w.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"w\.npz"):
+            read_word_vectors(tmp_path / "w.npz", {"cat"})
+
+
+def test_a_number_too_many_is_named_with_its_line(tmp_path):
+    (tmp_path / "w.txt").write_text("sky 0 1\ncat 1 0 5\n")
+    with pytest.raises(ValueError, match=r"w\.txt, line 2: 3 numbers where the first line has 2"):
+        read_word_vectors(tmp_path / "w.txt", {"cat"})

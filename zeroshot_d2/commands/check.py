@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli import Parser, positive
+from ..cli import Parser, folder, positive
 from ..datasets.check import check
 from ..datasets.contact_sheet import contact_sheet
 
@@ -28,12 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="a registered data set")
     parser.add_argument("--limit", type=positive, help="read only so many images, evenly spaced")
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1)
-    parser.add_argument("--output", type=Path, help="folder of classes.csv, faults.txt, sheet.png (output/check/NAME)")
+    parser.add_argument("--output", type=folder, help="folder of classes.csv, faults.txt, sheet.png (output/check/NAME)")
     args = parser.parse(argv)
     report = check(args.name, args.limit, args.workers)
-    folder = args.output or Path("output") / "check" / args.name
-    report.save(folder)
-    contact_sheet(args.name, folder / "sheet.png")
+    output = args.output or Path("output") / "check" / args.name
+    report.save(output)
+    contact_sheet(args.name, output / "sheet.png")
     print(report.text())
-    print(f"written: {folder}/classes.csv, faults.txt, sheet.png")
+    print(f"written: {output}/classes.csv, faults.txt, sheet.png")
     return 1 if report.problems else 0

@@ -25,7 +25,7 @@ PROG = "python -m zeroshot_d2 datasets"
 
 def preparations() -> list[str]:
     """The names that ``prepare`` takes."""
-    shared = {"jobs", "json_stream"}
+    shared = {"jobs", "json_stream", "masks"}
     return sorted(module.name for module in pkgutil.iter_modules(preparation.__path__) if module.name not in shared)
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = "" if args.name is None or args.name in known else f"there is no preparation {args.name!r}; "
         parser.fail(f"{given}say `prepare NAME` first, with a NAME among {', '.join(known)}")
     if args.name is not None:
-        parser.fail(f"list takes no name, got {args.name!r}")
+        parser.fail(f"list takes no name, got {args.name!r}: remove it")
     print(table_of_names())
     return 0
 

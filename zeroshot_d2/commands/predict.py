@@ -20,10 +20,12 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from ..checkpoint import refuse_address
 from ..cli import (
     Parser,
     add_model_arguments,
     add_vocabulary_arguments,
+    folder,
     model_config,
     positive,
     set_vocabulary,
@@ -80,9 +82,13 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
 
     Raises:
         FileNotFoundError: an input does not exist or a folder or pattern holds no image or video.
+        ValueError: an input is empty or an address.
     """
     found: list[Path] = []
     for text in inputs:
+        if not text.strip():
+            raise ValueError("--input '' names nothing: give files, folders or patterns")
+        refuse_address("--input", text)
         path = Path(text)
         if path.is_file():
             found.append(path)
@@ -92,7 +98,7 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
         if not files:
             raise FileNotFoundError(
                 f"--input {text} is neither a file nor a folder or pattern with images "
-                f"({', '.join(IMAGE_SUFFIXES)}) or videos ({', '.join(VIDEO_SUFFIXES)})"
+                f"({', '.join(IMAGE_SUFFIXES)}) or videos ({', '.join(VIDEO_SUFFIXES)}): correct it"
             )
         found += files
     return list(dict.fromkeys(found))
@@ -159,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = Parser("python -m zeroshot_d2 predict", __doc__)
     parser.add_argument("--input", nargs="+", required=True, help="images, videos, folders, or patterns in quotes")
-    parser.add_argument("--output", type=Path, help="folder of the results")
+    parser.add_argument("--output", type=folder, help="folder of the results")
     parser.add_argument(
         "--batch-size", type=positive, help="images that run together; default: the config's TEST.IMS_PER_BATCH"
     )
@@ -171,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_vocabulary_arguments(parser)
     writer_class, args = parser.parse_with_part(argv, "writer")
     if args.output is None and (writer_class.needs_output or args.explain):
-        parser.fail("--output FOLDER is missing")
+        parser.fail("--output FOLDER is missing: name one")
 
     paths = find_inputs(args.input)
     cfg = model_config(args)

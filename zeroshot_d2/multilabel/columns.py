@@ -21,7 +21,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from ..registration import DatasetDict
-from ..storage import check_inside, whole_file
+from ..storage import DAMAGED_ARCHIVE, check_inside, whole_file
 
 Array = npt.NDArray[Any]
 
@@ -53,13 +53,56 @@ class LabelColumns:
         return len(self.path_ends) - 1
 
     def path(self, index: int) -> str:
-        """Relative path of image ``index``."""
-        return self.path_bytes[self.path_ends[index] : self.path_ends[index + 1]].tobytes().decode("utf-8")
+        """Relative path of image ``index``.
+
+        Raises:
+            ValueError: the columns hold none.
+        """
+        try:
+            path = self.path_bytes[self._part(self.path_ends, self.path_bytes, index)].tobytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self._name} has a path for image {index} that is not UTF-8; prepare it again") from error
+        if not path:
+            raise ValueError(f"{self._name} has no path for image {index}; prepare it again")
+        return path
 
     def row(self, index: int) -> tuple[Array, Array]:
-        """(classes, signs) of image ``index``."""
-        part = slice(self.row_ends[index], self.row_ends[index + 1])
-        return self.classes[part], self.signs[part]
+        """(classes, signs) of image ``index``.
+
+        Raises:
+            ValueError: the columns contradict each other.
+        """
+        part = self._part(self.row_ends, self.classes, index)
+        classes, signs = self.classes[part], self.signs[part]
+        self.check_labels(classes, signs)
+        return classes, signs
+
+    def check_labels(self, classes: Array, signs: Array) -> None:
+        """Raise ValueError where labels (n,) are of no class, or their signs are neither +1 nor -1.
+
+        A file is not looked through when it is opened, since that would take seconds: labels are checked as they are used.
+        """
+        if not classes.size:
+            return
+        if classes.min() < 0 or classes.max() >= len(self.class_ids):
+            raise ValueError(
+                f"{self._name} has labels of the classes [{classes.min()}, {classes.max()}], of which it has "
+                f"{len(self.class_ids)}; prepare it again"
+            )
+        strange = signs[(signs != 1) & (signs != -1)]
+        if len(strange):
+            raise ValueError(f"{self._name} has the sign {strange[0]}, which must be +1 or -1; prepare it again")
+
+    @property
+    def _name(self) -> str:
+        return self.file or "the labels"
+
+    def _part(self, ends: Array, column: Array, index: int) -> slice:
+        """Where image ``index`` lies in a column."""
+        start, stop = int(ends[index]), int(ends[index + 1])
+        if not 0 <= start <= stop <= len(column):
+            raise ValueError(f"{self._name}: its columns do not fit together at image {index}; prepare it again")
+        return slice(start, stop)
 
     @classmethod
     def build(
@@ -79,11 +122,12 @@ class LabelColumns:
         """
         class_ids = tuple(class_ids)
         if len(set(class_ids)) != len(class_ids):
-            raise ValueError("class ids occur more than once")
+            twice_ids = [class_id for class_id, count in Counter(class_ids).items() if count > 1]
+            raise ValueError(f"class ids {twice_ids[:3]} occur more than once: give each class one of its own")
         encoded = [path.replace("\\", "/").encode("utf-8") for path in paths]
         if len(set(encoded)) != len(encoded):
             twice = [path.decode() for path, count in Counter(encoded).items() if count > 1]
-            raise ValueError(f"{len(twice)} image(s) occur more than once, such as {twice[:3]}")
+            raise ValueError(f"{len(twice)} image(s) occur more than once, such as {twice[:3]}: remove the others")
         path_ends = np.zeros(len(encoded) + 1, dtype=np.int64)
         np.cumsum([len(path) for path in encoded], out=path_ends[1:])
         image, classes, signs = (_whole(*pair) for pair in (("image", image), ("class", classes), ("sign", signs)))
@@ -93,7 +137,9 @@ class LabelColumns:
             )
         for what, values, limit in (("image", image, len(encoded)), ("class", classes, len(class_ids))):
             if values.size and not (values.min() >= 0 and values.max() < limit):
-                raise ValueError(f"{what} indices [{values.min()}, {values.max()}] are not all in [0, {limit})")
+                raise ValueError(
+                    f"{what} indices [{values.min()}, {values.max()}] are not all in [0, {limit}): correct them"
+                )
         strange = signs[(signs != 1) & (signs != -1)]
         if len(strange):
             raise ValueError(f"signs must be +1 (present) or -1 (absent), got {strange[0]}")
@@ -123,7 +169,7 @@ class LabelColumns:
         """
         file = os.path.abspath(file)
         if not os.path.isfile(file):
-            raise FileNotFoundError(f"label file {file} does not exist")
+            raise FileNotFoundError(f"label file {file} does not exist: correct its path, or prepare it")
         arrays = _map_npz(file)
         missing = sorted({"class_ids", *_ARRAYS} - set(arrays))
         if missing:
@@ -134,14 +180,20 @@ class LabelColumns:
                 f"{file}: {', '.join(strange) or 'class_ids'} is not as this project writes it; prepare it again"
             )
         class_ids = tuple(arrays.pop("class_ids").tolist())
+        if len(set(class_ids)) != len(class_ids):
+            twice = next(class_id for class_id, count in Counter(class_ids).items() if count > 1)
+            raise ValueError(f"{file} lists the class {twice!r} more than once; prepare it again")
         columns = cls(class_ids, **{name: arrays[name] for name in _ARRAYS}, file=file)
         whole = (
             len(columns.row_ends) == len(columns.path_ends)
             and columns.row_ends[-1] == len(columns.classes) == len(columns.signs)
             and columns.path_ends[-1] == len(columns.path_bytes)
+            and columns.row_ends[0] == columns.path_ends[0] == 0
         )
         if not whole:
             raise ValueError(f"{file}: its columns do not fit together; prepare it again")
+        if not len(columns):
+            raise ValueError(f"{file} holds no image; prepare it again")
         return columns
 
     def __reduce__(self) -> Any:
@@ -204,7 +256,9 @@ def _map_npz(file: str) -> dict[str, Array]:
                     # A plain view of the map, since slices of the subclass cost ten times more.
                     array = np.memmap(file, dtype, "r", offset=stream.tell(), shape=shape).view(np.ndarray)
                 arrays[member.filename.removesuffix(".npy")] = array
-    except (zipfile.BadZipFile, struct.error, EOFError, OSError) as error:
+    except DAMAGED_ARCHIVE as error:
+        if str(error).startswith(file):
+            raise
         raise ValueError(f"{file} is no label file or is cut off ({error}); prepare it again") from error
     return arrays
 
@@ -240,7 +294,10 @@ class MultiLabelDataset(Dataset[DatasetDict]):
             known = set(known_ids)
             strange = [class_id for class_id in columns.class_ids if class_id not in known]
             if strange:
-                raise ValueError(f"data set {name!r} has labels {strange[:5]} that are not classes of its split")
+                raise ValueError(
+                    f"data set {name!r} has labels {strange[:5]} that are not classes of its split "
+                    f"({columns.file or 'given in memory'}): correct the split, or pass other_labels='ignore'"
+                )
         position = {class_id: k for k, class_id in enumerate(columns.class_ids)}
         missing = [class_id for class_id in vocabulary_ids if class_id not in position]
         if missing:
@@ -263,7 +320,7 @@ class MultiLabelDataset(Dataset[DatasetDict]):
             raise IndexError(f"image {index} of {len(self)}")
         path = self._columns.path(index)
         if self._image_root:
-            check_inside(path, f"the label file of data set {self._name!r}")
+            check_inside(path, f"the label file of data set {self._name!r} ({self._columns.file or 'in memory'})")
         classes, signs = self._columns.row(index)
         vocabulary = self._vocabulary_index[classes]
         return {
@@ -277,8 +334,9 @@ class MultiLabelDataset(Dataset[DatasetDict]):
     def class_counts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(images with the class, images verified to be without it), each (K,) in vocabulary order."""
         size = int(self._vocabulary_index.max()) + 1
-        vocabulary = self._vocabulary_index[self._columns.classes]
         signs = np.asarray(self._columns.signs)
+        self._columns.check_labels(self._columns.classes, signs)
+        vocabulary = self._vocabulary_index[self._columns.classes]
         return tuple(  # type: ignore[return-value]  # two entries, which mypy cannot count here
             np.bincount(vocabulary[(vocabulary >= 0) & (signs == sign)], minlength=size) for sign in (1, -1)
         )

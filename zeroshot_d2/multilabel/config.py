@@ -5,6 +5,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 from ..config import add_trainer_config
+from ..ranges import declare, each, number, whole
 
 
 def add_multilabel_config(cfg: CfgNode) -> None:
@@ -20,3 +21,13 @@ def add_multilabel_config(cfg: CfgNode) -> None:
 
     # ---- evaluation ----
     cfg.TEST.TOP_K = (3, 5)  # K of P, R and F1; (10, 20) on Open Images
+
+
+declare(
+    "",
+    {
+        "INPUT.IMAGE_SIZE": whole(1),
+        "INPUT.CROP_SCALE": each(number(above=0, most=1), count=2),
+        "TEST.TOP_K": each(whole(1), least=1, distinct=True),
+    },
+)

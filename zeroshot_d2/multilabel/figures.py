@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.data import DatasetCatalog
 from matplotlib.figure import Figure
 
 from ..class_split import ClassSplit
+from ..config_file import read_yaml
 from ..pictures.command import FigureCommand, Record, first_wanted, load_models, predictions, read_results
-from ..storage import read_text
 from ..trainer import RESULTS_FILE
 from .pictures import LabelledImage, sweep_figure, top_labels_figure
 from .registration import EVALUATOR_TYPE
@@ -83,21 +82,22 @@ def sweep_points(folders: Sequence[Path], key: str, dataset: str | None = None) 
     points: dict[Any, dict[str, list[float]]] = {}
     first: dict[str, Any] | None = None
     for folder in folders:
-        config = dict(_leaves(yaml.safe_load(read_text(folder / "config.yaml", "config of a finished run"))))
+        config = dict(_leaves(read_yaml(folder / "config.yaml", "config of a finished run")))
         if key not in config:
-            raise ValueError(f"{folder}/config.yaml has no key {key}")
+            raise ValueError(f"{folder}/config.yaml has no key {key}: correct it, or the folder")
         first = config if first is None else first
         varying = {key, "SEED", "OUTPUT_DIR"}
         others = sorted(k for k in config.keys() | first.keys() if k not in varying and config.get(k) != first.get(k))
         if others:
             raise ValueError(f"{folder} and {folders[0]} differ in {', '.join(others)} too: a sweep varies {key} alone")
         results = read_results(folder / RESULTS_FILE)
-        dataset = next(iter(results)) if dataset is None else dataset
+        dataset = next(iter(results), "any data set") if dataset is None else dataset
         numbers = results.get(dataset, {})
-        missing = [metric for metric in METRICS.values() if numbers.get(metric) is None]
+        missing = [metric for metric in METRICS.values() if not isinstance(numbers.get(metric), int | float)]
         if missing:
             raise ValueError(
-                f"{folder}/{RESULTS_FILE} has no {', '.join(missing)} on {dataset!r}; it has results on {', '.join(results)}"
+                f"{folder}/{RESULTS_FILE} has no {', '.join(missing)} on {dataset!r}; it has results on "
+                f"{', '.join(results) or 'nothing'}: give another run"
             )
         point = points.setdefault(config[key], {series: [] for series in METRICS})
         for series, metric in METRICS.items():

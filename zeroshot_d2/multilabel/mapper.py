@@ -16,6 +16,7 @@ from detectron2.config import CfgNode, configurable
 from torchvision.transforms import v2
 
 from ..images import MAX_PIXELS, UnreadableImage, read_image
+from ..ranges import check_ranges
 from ..vocabulary import split_of_dataset
 
 logger = logging.getLogger(__name__)
@@ -53,9 +54,10 @@ class MultiLabelMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        check_ranges(cfg)
         size = (cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE)
         least, most = cfg.INPUT.CROP_SCALE
-        if not 0 < least <= most <= 1:
+        if least > most:
             raise ValueError(f"INPUT.CROP_SCALE must be shares 0 < least <= most <= 1, got {least, most}")
         steps: list[v2.Transform] = []
         if is_train and least < 1:

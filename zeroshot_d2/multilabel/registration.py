@@ -101,6 +101,10 @@ def register_multilabel(
 
     def load() -> MultiLabelDataset:
         given = labels() if callable(labels) else labels
+        if not isinstance(given, Mapping | str | os.PathLike):
+            raise ValueError(
+                f"data set {name!r}: labels must be {{relative path: names}}, or the path of a file, got {given!r}"
+            )
         columns = _columns_of(name, given, ids, other_labels) if isinstance(given, Mapping) else LabelColumns.open(given)
         dataset = MultiLabelDataset(
             name,

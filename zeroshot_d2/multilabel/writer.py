@@ -48,7 +48,7 @@ class TagWriter:
         self.num_classes = len(predictor.vocabulary)
         self.top_k: int = min(10, self.num_classes) if args.top_k is None else args.top_k
         if self.top_k > self.num_classes:
-            raise ValueError(f"--top-k {self.top_k} is larger than the vocabulary of {self.num_classes} classes")
+            raise ValueError(f"--top-k {self.top_k} is larger than the vocabulary of {self.num_classes} classes: lower it")
         if self.pictures and self.folder is None:
             raise ValueError("--pictures needs --output FOLDER")
         self._open = ExitStack()

@@ -6,6 +6,7 @@ A task and a system offer figures as ``{name: FigureCommand}``; ``python -m zero
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +107,12 @@ def check_dataset(name: str, evaluator_type: str) -> None:
 
     if name not in DatasetCatalog.list() or not fits(name):
         state = "has labels of another kind" if name in DatasetCatalog.list() else "is not registered"
-        fitting = ", ".join(filter(fits, DatasetCatalog.list()))
-        raise ValueError(f"the data set {name!r} {state}; choose one of {fitting}, or --import your own")
+        fitting = list(filter(fits, DatasetCatalog.list()))
+        shown = ", ".join([*difflib.get_close_matches(name, fitting), *fitting][:5])
+        raise ValueError(
+            f"the data set {name!r} {state}; choose another, such as {shown} (`python -m zeroshot_d2 datasets list` shows "
+            "all), or --import your own"
+        )
 
 
 def first_records(dataset: str, count: int | None) -> list[Record]:
@@ -149,8 +154,17 @@ def predictions(predictor: Predictor, records: Sequence[Record], **wanted: Any) 
 
 # ------------------------------------------------------------------------------------------------------- result files
 def read_results(file: PathLike) -> Mapping[str, Any]:
-    """A ``results.json``; errors as :func:`zeroshot_d2.storage.read_json`."""
-    return read_json(file, "results")
+    """A ``results.json``: {data set: {metric: value}}.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`zeroshot_d2.storage.read_json`; it is no such file.
+    """
+    results = read_json(file, "results")
+    if not isinstance(results, dict) or not all(isinstance(numbers, dict) for numbers in results.values()):
+        raise ValueError(
+            f"{file} must hold {{data set: {{metric: value}}}}, as a training writes it, got {str(results)[:60]}"
+        )
+    return results
 
 
 def first_dataset(file: PathLike) -> str:

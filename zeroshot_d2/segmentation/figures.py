@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib.figure import Figure
 
 from ..class_split import ClassSplit
+from ..cli import positive
 from ..images import ImageArray
 from ..pictures.command import (
     FigureCommand,
@@ -101,9 +102,16 @@ def _read_ious(file: Path, dataset: str) -> dict[str, float | None]:
     """{class: IoU in percent} of a data set, as the trainer writes them."""
     check_dataset(dataset, EVALUATOR_TYPE)
     results = read_results(file)
-    if "IoU" not in results.get(dataset, {}):
-        raise ValueError(f"{file} has no IoU on {dataset!r}; it has results on {', '.join(results)}")
-    return results[dataset]["IoU"]
+    ious = results.get(dataset, {}).get("IoU")
+    if not isinstance(ious, dict):
+        raise ValueError(
+            f"{file} has no IoU of classes on {dataset!r}, it has results on {', '.join(results)}: give another"
+        )
+    for name in MetadataCatalog.get(dataset).class_split.names:
+        value = ious.get(name, "nothing")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{file} must have a number or null as the IoU of {name!r} on {dataset!r}, got {value!r}")
+    return ious
 
 
 def _iou_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +123,7 @@ def _iou_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_num_images(parser: argparse.ArgumentParser) -> None:
     """``--num-images``, all by default."""
-    parser.add_argument("--num-images", type=int, help="use the first so many images; default: all")
+    parser.add_argument("--num-images", type=positive, help="use the first so many images; default: all")
 
 
 # ---- examples ----
@@ -148,7 +156,7 @@ def draw_comparison(
 
 def qualitative_arguments(parser: argparse.ArgumentParser) -> None:
     """``--num-images`` as rows."""
-    parser.add_argument("--num-images", type=int, default=5, help="rows; default: 5")
+    parser.add_argument("--num-images", type=positive, default=5, help="rows; default: 5")
 
 
 FIGURES = {

@@ -7,6 +7,7 @@ evaluator apply when they read a label. H, W are the height and width of an imag
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +54,7 @@ class LabelTable:
         if not np.issubdtype(label.dtype, np.integer):
             raise ValueError(f"a label image must hold integers, got {label.dtype}")
         if label.size and not (int(label.min()) >= 0 and int(label.max()) < _TABLE_SIZE):
-            raise ValueError(f"label values [{label.min()}, {label.max()}] do not fit into 16 bits")
+            raise ValueError(f"label values [{label.min()}, {label.max()}] do not fit into 16 bits: save them anew")
         mapped: npt.NDArray[np.uint16] = self.lut[label]
         if (mapped == _NO_SUCH_VALUE).any():
             values = np.unique(label[mapped == _NO_SUCH_VALUE])
@@ -86,39 +87,42 @@ def label_table(
     """
     kept = split.restricted_to(vocabulary)
     if len(split) >= _NO_SUCH_VALUE:
-        raise ValueError(f"{len(split)} classes do not fit into 16-bit labels")
+        raise ValueError(f"{len(split)} classes do not fit into 16-bit labels: give at most {_NO_SUCH_VALUE - 1}")
     if isinstance(label_values, Mapping):
-        value_to_name = {int(value): name for value, name in label_values.items()}
+        pairs = list(label_values.items())
     else:
-        values = range(len(split)) if label_values is None else [int(value) for value in label_values]
+        values = range(len(split)) if label_values is None else list(label_values)
         if len(values) != len(split):
             raise ValueError(f"{len(values)} label values for {len(split)} classes: give one value per class")
-        value_to_name = dict(zip(values, split.names, strict=True))
-        if len(value_to_name) != len(values):
-            twice = sorted({value for value in values if list(values).count(value) > 1})
-            raise ValueError(f"label value(s) {twice} stand for more than one class")
+        pairs = list(zip(values, split.names, strict=True))
+    value_to_name = {_label_value(value, "label", f" of class {name!r}"): name for value, name in pairs}
+    if len(value_to_name) != len(pairs):
+        twice = sorted(value for value, count in Counter(value for value, _ in pairs).items() if count > 1)
+        raise ValueError(f"label value(s) {twice} stand for more than one class: give each class a value of its own")
     without = [name for name in split.names if name not in set(value_to_name.values())]
     if without:
-        raise ValueError(f"no label value stands for class(es) {without}")
+        raise ValueError(f"no label value stands for class(es) {without}: give each class one")
 
     index = {name: k for k, name in enumerate(kept.names)}
     known = set(split.names)
     lut = np.full(_TABLE_SIZE, _NO_SUCH_VALUE, dtype=np.uint16)
     lut[IGNORE_LABEL] = IGNORE_LABEL
-    ignored = sorted({int(value) for value in ignore_values})
-    for value in ignored:
-        if not 0 <= value < _TABLE_SIZE:
-            raise ValueError(f"ignore value {value} is not a 16-bit label value")
-        lut[value] = IGNORE_LABEL
+    ignored = sorted({_label_value(value, "ignore") for value in ignore_values})
+    lut[ignored] = IGNORE_LABEL
     for value, name in value_to_name.items():
-        if not 0 <= value < _TABLE_SIZE:
-            raise ValueError(f"label value {value} of class {name!r} is not a 16-bit label value")
         if name not in known:
-            raise ValueError(f"label value {value} stands for {name!r}, which is not a class of the split")
+            raise ValueError(f"label value {value} stands for {name!r}, which is not a class of the split: correct the name")
         if value in ignored or value == IGNORE_LABEL:
-            raise ValueError(f"label value {value} is both class {name!r} and an ignore value")
+            raise ValueError(f"label value {value} is both class {name!r} and an ignore value: give the class another one")
         lut[value] = index.get(name, IGNORE_LABEL)
     return LabelTable(lut, allowed=f"classes: {_ranges(value_to_name)}; ignored: {_ranges(ignored) or 'none'}")
+
+
+def _label_value(value: Any, kind: str, of: str = "") -> int:
+    """``value`` as it is, where a label image of 16 bits can hold it; a cast would make 1 of 1.5."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < _TABLE_SIZE:
+        raise ValueError(f"{kind} value {value!r}{of} must be a whole number from 0 to {_TABLE_SIZE - 1}")
+    return int(value)
 
 
 def check_range(labels: Tensor, num_classes: int) -> None:

@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from ..images import MAX_PIXELS, UnreadableImage, read_image, read_label_image
+from ..ranges import check_ranges
 from .labels import IGNORE_LABEL, LabelTable
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,12 @@ class SegmentationMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        check_ranges(cfg)
+        if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
+            raise ValueError(
+                f"INPUT.MIN_SIZE_TRAIN {tuple(cfg.INPUT.MIN_SIZE_TRAIN)} must be the least and the greatest side where "
+                "INPUT.MIN_SIZE_TRAIN_SAMPLING is 'range'"
+            )
         augmentations: list[T.Augmentation | T.Transform]
         if is_train:
             augmentations = [
@@ -157,8 +164,8 @@ def _crop_size(cfg: CfgNode) -> tuple[int, int]:
     size = tuple(cfg.INPUT.CROP.SIZE)
     if cfg.INPUT.CROP.TYPE != "absolute" or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(
-            f"INPUT.CROP.TYPE {cfg.INPUT.CROP.TYPE!r} with SIZE {list(size)} is not supported: use TYPE 'absolute' and SIZE "
-            "[height, width] in pixels"
+            f"INPUT.CROP.TYPE {cfg.INPUT.CROP.TYPE!r} with INPUT.CROP.SIZE {list(size)} is not supported: use TYPE "
+            "'absolute' and SIZE [height, width] in pixels"
         )
     return size[0], size[1]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from ..class_split import ClassSplit, Vocabulary
 from ..pictures.colors import Color, class_colors
 from ..registration import DatasetDict, register_dataset, warn_about_count
-from ..storage import PathLike, read_lines
+from ..storage import PathLike, check_inside, read_lines
 from .labels import IGNORE_LABEL, label_table
 
 Protocol = Literal["GZS3", "ZS3", "supervised", "cross-dataset"]
@@ -140,9 +140,11 @@ def read_stems(path: str, name: str) -> list[str]:
         )
     stems = read_lines(path, f"image list of data set {name!r}", comments=False)
     # Some lists of VOC read "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png"
-    stems = [Path(stem.split()[0]).stem if stem.startswith("/") else stem for stem in stems]
+    stems = [Path(stem.split()[0]).stem if stem.startswith("/") else check_inside(stem, path) for stem in stems]
     if len(set(stems)) != len(stems):
-        raise ValueError(f"the image list {path} of data set {name!r} names {len(stems) - len(set(stems))} image(s) twice")
+        raise ValueError(
+            f"the image list {path} of data set {name!r} names {len(stems) - len(set(stems))} image(s) twice: remove them"
+        )
     return stems
 
 

@@ -13,10 +13,12 @@ from zeroshot_d2.clip.loader import (
     DEMO_CLIP_WEIGHTS,
     PIXEL_MEAN,
     PIXEL_STD,
+    _published,
     create_clip,
     fingerprint,
     get_tokenizer,
 )
+from zeroshot_d2.storage import file_sha256
 
 QUICK_NAME, PLAIN_NAME = "test-tiny-quickgelu", "test-tiny"
 
@@ -139,13 +141,30 @@ def test_local_files(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_torchscript_archive_as_openai_released_them(tmp_path):
+def test_torchscript_archive_as_openai_released_them(tmp_path, monkeypatch):
     torch.manual_seed(11)
     clip = open_clip.create_model(QUICK_NAME, pretrained=None, load_weights=False).half().float().eval()
     path = as_torchscript(clip, tmp_path / "weights.pt")
+    with pytest.raises(
+        ValueError, match=r"weights\.pt .*a TorchScript archive, which can run code, and none that open_clip"
+    ):
+        create_clip(QUICK_NAME, path)
+    monkeypatch.setattr("zeroshot_d2.clip.loader._published", lambda: {file_sha256(path)})
     assert fingerprint(create_clip(QUICK_NAME, path)) == fingerprint(clip)
     with pytest.raises(ValueError, match=f"QuickGELU, but '{PLAIN_NAME}' computes GELU.* Use '{PLAIN_NAME}-quickgelu'"):
         create_clip(PLAIN_NAME, path)
+
+
+def test_openai_s_archives_are_known_by_their_addresses():
+    assert "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f" in _published()  # ViT-B/16
+    assert len(_published()) >= 9
+
+
+def test_weights_that_hold_nan_are_refused(tmp_path):
+    state = create_clip(DEMO_CLIP_NAME, "").state_dict()
+    torch.save({**state, "ln_final.bias": torch.full_like(state["ln_final.bias"], torch.nan)}, tmp_path / "clip.pt")
+    with pytest.raises(ValueError, match=r"clip\.pt .*NaN in ln_final\.bias"):
+        create_clip(DEMO_CLIP_NAME, str(tmp_path / "clip.pt"))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

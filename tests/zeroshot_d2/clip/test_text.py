@@ -109,3 +109,19 @@ def test_another_clip_has_entries_of_its_own(random_clip, own_cache):
         )
         embeddings(["red tile"], clip=random_clip)
     assert len(list(own_cache.glob("*.npz"))) == 2
+
+
+def test_classes_that_are_equal_as_far_as_clip_reads_are_refused(random_clip):
+    long = "a very long name " * 20
+    with pytest.raises(ValueError, match=r"one' and '.*two' are the same to CLIP, which reads 24 tokens"):
+        embed_prompts(random_clip, get_tokenizer(DEMO_CLIP_NAME), [f"{long} one", f"{long} two"], ("a {}",))
+    # As two classes of Open Images are: whoever lists them knows that they are spelt alike.
+    embed_prompts(random_clip, get_tokenizer(DEMO_CLIP_NAME), ["red tile", "Red tile"], ("a {}",))
+
+
+def test_a_class_that_is_cut_is_said(embeddings, caplog):
+    embeddings(["red tile", "a very long name " * 20])
+    assert "1 classes are longer than CLIP reads, and are cut: 'a very long name" in caplog.text
+    caplog.clear()
+    embeddings(["red tile", "dark sand"])
+    assert "are cut" not in caplog.text

@@ -113,3 +113,40 @@ def test_interrupted_writing_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         columns().save(file)
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("classes", np.array([0, 1, 3], np.int32), r"of the classes \[3, 3\], of which it has 3"),
+        ("classes", np.array([0, 1, -1], np.int32), r"of the classes \[-1, -1\]"),
+        ("signs", np.array([1, -1, 0], np.int8), "has the sign 0"),
+        ("row_ends", np.array([0, 5, 3]), "do not fit together at image 0"),
+        ("row_ends", np.array([1, 2, 3]), "do not fit together"),
+        ("path_ends", np.array([0, 9, 4]), "do not fit together at image 0"),
+        ("path_ends", np.array([0, 4, 4]), "has no path for image 1"),
+        ("path_bytes", np.full(4, 255, np.uint8), "a path for image 0 that is not UTF-8"),
+    ],
+)
+def test_columns_that_contradict_one_another(tmp_path, column, values, message):
+    arrays = {
+        "class_ids": np.array(["a", "b", "c"]),
+        "path_bytes": np.frombuffer(b"x.jy", np.uint8),
+        "path_ends": np.array([0, 3, 4]),
+        "row_ends": np.array([0, 2, 3]),
+        "classes": np.array([0, 1, 2], np.int32),
+        "signs": np.array([1, -1, 1], np.int8),
+    }
+    np.savez(tmp_path / "labels.npz", **{**arrays, column: values})
+    with pytest.raises(ValueError, match=rf"labels\.npz.*{message}"):
+        dataset = MultiLabelDataset("d", LabelColumns.open(tmp_path / "labels.npz"), "", vocabulary_ids=["a", "b", "c"])
+        for index in range(len(dataset)):
+            dataset[index]
+
+
+def test_labels_are_checked_before_they_are_counted(tmp_path):
+    image, classes, signs = np.array([0, 0]), np.array([0, 1]), np.array([1, -1])
+    made = LabelColumns.build(["a", "b"], ["x.jpg"], image, classes, signs)
+    odd = LabelColumns(made.class_ids, made.path_bytes, made.path_ends, made.row_ends, made.classes - 1, made.signs)
+    with pytest.raises(ValueError, match=r"of the classes \[-1, 0\]"):
+        MultiLabelDataset("d", odd, "", vocabulary_ids=["a", "b"]).class_counts()

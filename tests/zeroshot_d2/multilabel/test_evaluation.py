@@ -167,9 +167,11 @@ def _evaluate_half(rank: int, world: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_add_up(tmp_path, register):
+@pytest.mark.parametrize("num_images", [9, 1])  # of one image, the second process has none
+def test_two_processes_add_up(tmp_path, register, num_images):
     rng = np.random.default_rng(5)
-    signs, scores = rng.choice([-1, 0, 1], size=(9, 4)), rng.random((9, 4), dtype=np.float32)
+    signs, scores = rng.choice([-1, 1], size=(num_images, 4)), rng.random((num_images, 4), dtype=np.float32)
+    signs[:, 1] *= np.arange(num_images) % 2  # of some classes, some images are not annotated
     np.save(tmp_path / "signs.npy", signs)
     np.save(tmp_path / "scores.npy", scores)
     torch.multiprocessing.spawn(_evaluate_half, args=(2, str(tmp_path)), nprocs=2)

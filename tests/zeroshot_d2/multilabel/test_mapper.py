@@ -88,9 +88,12 @@ def test_training_needs_labels(epsilon_cfg, record):
         MultiLabelMapper(epsilon_cfg(), is_train=True)(record)
 
 
-def test_crop_scale_is_checked(epsilon_cfg):
-    with pytest.raises(ValueError, match="CROP_SCALE must be shares"):
-        MultiLabelMapper(epsilon_cfg("INPUT.CROP_SCALE", (0.0, 1.0)), is_train=True)
+@pytest.mark.parametrize("shares", [(0.0, 1.0), (0.5, 1.5), (0.9, 0.5), (0.5,)])
+def test_crop_scale_is_checked(epsilon_cfg, shares):
+    cfg = epsilon_cfg()
+    cfg.INPUT.CROP_SCALE = shares
+    with pytest.raises(ValueError, match=r"INPUT\.CROP_SCALE must be"):
+        MultiLabelMapper(cfg, is_train=True)
 
 
 def test_workers_need_not_know_the_data_set(epsilon_cfg, record):

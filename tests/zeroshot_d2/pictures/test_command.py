@@ -45,10 +45,10 @@ def test_a_data_set_is_registered_and_has_labels_of_the_kind():
     check_dataset("demo_world_val", MASKS)
     check_dataset("demo_world_multilabel_test", TAGS)
     with pytest.raises(
-        ValueError, match="'absent' is not registered; choose one of .*demo_world_val.*, or --import your own"
+        ValueError, match="'absent' is not registered; choose another, such as .*_val.*, or --import your own"
     ):
         check_dataset("absent", MASKS)
-    with pytest.raises(ValueError, match="has labels of another kind; choose one of .*demo_world_val") as error:
+    with pytest.raises(ValueError, match="has labels of another kind; choose another, such as .*demo_world_val") as error:
         check_dataset("demo_world_multilabel_test", MASKS)
     assert "multilabel_held_out" not in str(error.value)
 

@@ -16,6 +16,7 @@ run continues.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,12 +24,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ...cli import Parser
+from ...cli import Parser, from_zero, positive
 from ...images import UnreadableImage, image_size, read_image, turned_with, write_image
 from ...storage import datasets_root
 from .jobs import run_jobs, save_label
 
 _SIZES_LOOKED_AT = 20
+MOST_CLASSES = 4095  # some more than the release has
 Job = tuple[Path, Path, Path, int]  # image, output image, output label, short side (0: as it is)
 
 
@@ -50,13 +52,22 @@ def rewrite(job: Job) -> None:
     """Write one image and its label; the label last, since it marks the pair as done."""
     image_file, output_image, output_label, short_side = job
     try:
-        indices = class_indices(read_image(image_file.with_name(f"{image_file.stem}_seg.png")))
+        segmentation = image_file.with_name(f"{image_file.stem}_seg.png")
+        indices = class_indices(read_image(segmentation, formats=("PNG",)))
         label = Image.fromarray(turned_with(image_file, indices.astype(np.int32)))
         image = Image.fromarray(read_image(image_file))
     except (FileNotFoundError, UnreadableImage) as error:
         raise ValueError(f"{image_file} or its _seg.png is missing or damaged: {error}") from error
     if image.size != label.size:
-        raise ValueError(f"{image_file}: image {image.size} and label {label.size} differ in size (width, height)")
+        raise ValueError(
+            f"{image_file}: image {image.size} and label {label.size} of {segmentation.name} differ in size (width, "
+            "height): fetch them again"
+        )
+    if (indices > MOST_CLASSES).any():
+        raise ValueError(
+            f"{segmentation} has the class {int(indices.max())}, more than the release has: its colours are no classes, "
+            "fetch it again"
+        )
     size = smaller(image.size, short_side)
     write_image(output_image, np.asarray(image.resize(size, Image.Resampling.BILINEAR)), quality=95)
     save_label(output_label, np.asarray(label.resize(size, Image.Resampling.NEAREST)))
@@ -74,6 +85,11 @@ def convert(release: Path, output: Path, part: str, short_side: int = 512, worke
     if not images:
         raise FileNotFoundError(
             f"no image found below {folder}: unpack the full ADE20K release of 2021_17_01 there (see datasets/README.md)"
+        )
+    twice = [stem for stem, count in Counter(image.stem for image in images).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} images below {folder} have the name of another, such as {twice[0]}.jpg: remove one of them"
         )
     pairs = [(image, output / "labels" / part / f"{image.stem}.png") for image in images]
     _check_size([pair for pair in pairs if pair[1].exists()], short_side)
@@ -102,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser("python -m zeroshot_d2 datasets prepare ade20k_847", __doc__, takes_keys=False)
     parser.add_argument("--root", type=Path, default=datasets_root())
     parser.add_argument("--parts", nargs="+", choices=("training", "validation"), default=["validation"])
-    parser.add_argument("--short-side", type=int, default=512)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--short-side", type=from_zero, default=512, help="in pixels; 0 keeps the size")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1)
     arguments = parser.parse(argv)
     release = arguments.root / "ADE20K_2021_17_01"
     for part in arguments.parts:

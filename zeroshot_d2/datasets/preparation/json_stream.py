@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from ...storage import wrong_content
+
 
 def stream_json_arrays(
     path: str | os.PathLike[str], keys: Collection[str], chunk_chars: int = 1 << 20
@@ -26,7 +28,11 @@ def stream_json_arrays(
         ValueError: it is not such a JSON file, is cut off, or lacks one of the arrays.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{os.fspath(path)} does not exist")
+        raise FileNotFoundError(f"{os.fspath(path)} does not exist: correct the path, or fetch the file")
+    with open(path, "rb") as head:
+        reason = wrong_content(head.read(64))
+    if reason:
+        raise ValueError(f"{os.fspath(path)} cannot be read: {reason}")
     with open(path, encoding="utf-8-sig") as file:
         reader = _JsonReader(os.fspath(path), file.read, chunk_chars)
         reader.expect("{")
@@ -45,7 +51,31 @@ def stream_json_arrays(
             separator = reader.one_of(",}")
     missing = sorted(set(keys) - found)
     if missing:
-        raise ValueError(f"{os.fspath(path)} has no array {missing}; it has {sorted(map(str, found))}")
+        raise ValueError(
+            f"{os.fspath(path)} has no array {missing}; it has {sorted(map(str, found))}: is it the right file?"
+        )
+
+
+def fields(entry: Any, path: str | os.PathLike[str], **kinds: type) -> list[Any]:
+    """The values of an element of such an array, each of its kind.
+
+    Args:
+        entry: what :func:`stream_json_arrays` gave.
+        path: of the file.
+        kinds: {key: str, int, ...}; ``object`` for any.
+
+    Raises:
+        ValueError: it is no object, lacks a key, or a value is of another kind.
+    """
+    if not isinstance(entry, dict):
+        raise ValueError(f"{os.fspath(path)} has the entry {entry!r}, which must be an object with {', '.join(kinds)}")
+    for key, kind in kinds.items():
+        if key not in entry:
+            raise ValueError(f"{os.fspath(path)} has an entry without {key!r}, it has {sorted(entry)}: fetch the file again")
+        value = entry[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"{os.fspath(path)} has an entry whose {key!r} must be {kind.__name__}, got {value!r}")
+    return [entry[key] for key in kinds]
 
 
 class _JsonReader:
@@ -57,7 +87,10 @@ class _JsonReader:
         self._decode = json.JSONDecoder().raw_decode
 
     def _grow(self) -> None:
-        more = self._read(max(self._chunk_chars, len(self._buffer) - self._start))
+        try:
+            more = self._read(max(self._chunk_chars, len(self._buffer) - self._start))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self._path} is not UTF-8 ({error.reason}): fetch it again, or save it anew") from error
         if not more:
             raise ValueError(f"{self._path} ends in the middle: the download is incomplete, or this is no JSON file")
         self._buffer, self._start = self._buffer[self._start :] + more, 0
@@ -75,7 +108,10 @@ class _JsonReader:
         """Take the next character, which must be one of ``allowed``."""
         found = self.peek()
         if found not in allowed:
-            raise ValueError(f"{self._path} is no JSON object of arrays: found {found!r} where {allowed!r} should be")
+            raise ValueError(
+                f"{self._path} is no JSON object of arrays: found {found!r} where {allowed!r} should be; is it the right "
+                "file?"
+            )
         self._start += 1
         return found
 
@@ -91,6 +127,8 @@ class _JsonReader:
             except json.JSONDecodeError:
                 self._grow()  # raises at the end of the file
                 continue
+            except RecursionError as error:
+                raise ValueError(f"{self._path} is nested too deeply: is it the right file?") from error
             # A number at the end of the window may go on behind it.
             if end == len(self._buffer) and isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._grow()

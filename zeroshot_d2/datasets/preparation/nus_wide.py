@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ...cli import Parser
 from ...multilabel.columns import LabelColumns
-from ...storage import datasets_root, read_lines
+from ...storage import check_inside, datasets_root, read_lines
 
 Bits = npt.NDArray[np.bool_]
 
@@ -35,7 +35,9 @@ def find(root: Path, name: str) -> Path:
     """
     found = [path for pattern in (name, f"*/{name}", f"*/*/{name}") for path in sorted(root.glob(pattern))]
     if not found:
-        raise FileNotFoundError(f"{name} not found in {root} or two folders below it (see datasets/README.md)")
+        raise FileNotFoundError(
+            f"{name} not found in {root} or two folders below it: unpack it there (see datasets/README.md)"
+        )
     if len(found) > 1 and not (found[0].is_file() and len({path.read_bytes() for path in found}) == 1):
         raise FileNotFoundError(f"{name} is there more than once, and differs: {', '.join(map(str, found))}; keep one")
     return found[0]
@@ -45,12 +47,12 @@ def read_paths(path: Path) -> list[str]:
     """The entries of one of the release's lists, with slashes instead of back-slashes.
 
     Raises:
-        ValueError: an entry occurs twice.
+        ValueError: an entry occurs twice, or leads out of the data set's folder.
     """
-    entries = [line.replace("\\", "/") for line in read_lines(path, comments=False)]
+    entries = [check_inside(line.replace("\\", "/"), str(path)) for line in read_lines(path, comments=False)]
     twice = [entry for entry, count in Counter(entries).items() if count > 1]
     if twice:
-        raise ValueError(f"{path}: {len(twice)} of its entries occur more than once, such as {twice[0]}")
+        raise ValueError(f"{path}: {len(twice)} of its entries occur more than once, such as {twice[0]}: fetch it again")
     return entries
 
 
@@ -75,7 +77,7 @@ def tag_rows(path: Path, width: int) -> Iterator[Bits]:
             if line.strip():
                 row = read_bits(line, path)
                 if len(row) != width:
-                    raise ValueError(f"{path}, line {number}: {len(row)} values for {width} tags")
+                    raise ValueError(f"{path}, line {number}: {len(row)} values for {width} tags, fetch it again")
                 yield row
 
 
@@ -103,10 +105,12 @@ def convert(root: Path, check_images: bool = True) -> None:
     for k, concept in enumerate(tqdm(concepts, desc="concepts", unit="file")):
         path = labels_folder / f"Labels_{concept}.txt"
         if not path.is_file():
-            raise FileNotFoundError(f"the labels of concept {concept!r} are missing: looked for {path}")
+            raise FileNotFoundError(
+                f"the labels of concept {concept!r} are missing: looked for {path}, as Concepts81.txt says"
+            )
         bits = read_bits(path.read_bytes(), path)
         if len(bits) != len(images):
-            raise ValueError(f"{path} has {len(bits)} labels for the {len(images)} images of Imagelist.txt")
+            raise ValueError(f"{path} has {len(bits)} labels for the {len(images)} images of Imagelist.txt: fetch it again")
         image_index.append(np.flatnonzero(bits))
         class_index.append(np.full(int(bits.sum()), len(seen) + k))
     tags_file = find(root, "AllTags1k.txt")
@@ -116,7 +120,9 @@ def convert(root: Path, check_images: bool = True) -> None:
         image_index.append(np.full(len(present), rows - 1))
         class_index.append(present)
     if rows != len(images):
-        raise ValueError(f"{tags_file} has {rows} lines for the {len(images)} images of Imagelist.txt: it is incomplete")
+        raise ValueError(
+            f"{tags_file} has {rows} lines for the {len(images)} images of Imagelist.txt: it is incomplete, fetch it again"
+        )
     image, classes = np.concatenate(image_index), np.concatenate(class_index)
 
     position = {path: i for i, path in enumerate(images)}
@@ -128,12 +134,14 @@ def convert(root: Path, check_images: bool = True) -> None:
     if both:
         raise ValueError(
             f"{len(both)} images of TrainImagelist.txt are in TestImagelist.txt too, such as {both[0]}: a model would be "
-            "tested on what it was trained on"
+            "tested on what it was trained on, fetch the lists again"
         )
     for part, listed in lists.items():
         strange = [path for path in listed if path not in position]
         if strange:
-            raise ValueError(f"{len(strange)} images of {part}Imagelist.txt are not in Imagelist.txt, such as {strange[0]}")
+            raise ValueError(
+                f"{len(strange)} images of {part}Imagelist.txt are not in Imagelist.txt, such as {strange[0]}: fetch both"
+            )
         kept = existing(photos, listed) if check_images else listed
         if len(kept) < len(listed):
             print(f"{part.lower()}: {len(listed) - len(kept)} of {len(listed)} images are missing in {photos} and left out")
@@ -158,7 +166,7 @@ def write_part(
     image's number there.
     """
     if not paths:
-        raise FileNotFoundError(f"no image is left for {output.name}: is the folder Flickr complete?")
+        raise FileNotFoundError(f"no image is left for {output.name}: fetch the folder Flickr again")
     new_index = np.full(len(position), -1, dtype=np.int64)
     new_index[[position[path] for path in paths]] = np.arange(len(paths))
     here = new_index[image] >= 0

@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from ...cli import Parser
 from ...multilabel.columns import LabelColumns
-from ...storage import datasets_root
+from ...storage import datasets_root, wrong_content
 from ..builtin import load_class_list
 
 # Rows of the CSV files, from the release's page of facts and figures: a cut-off download is noticed.
 IMAGE_ID = re.compile("[0-9a-f]{16}")
 ROWS = {"train": 27_894_289, "validation": 551_390, "test": 1_667_399}
+CONFIDENCES = {"1": 1, "1.0": 1, "0": -1, "0.0": -1}
 HEADER = ["ImageID", "Source", "LabelName", "Confidence"]
 
 
@@ -61,27 +62,34 @@ def convert(root: Path, part: str, check_images: bool = True, expected_rows: int
 
     # 28 million rows: numbers in arrays, image ids as 64-bit integers, which is what their 16 hexadecimal digits are.
     images, classes, signs = array("Q"), array("i"), array("b")
-    with open(csv_file, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        if next(reader, []) != HEADER:
-            raise ValueError(f"{csv_file}: the first line should be {','.join(HEADER)}")
-        for row in tqdm(reader, part, expected_rows, unit=" labels", unit_scale=True):
-            try:
-                image_id, _, mid, confidence = row
-                if not IMAGE_ID.fullmatch(image_id):
-                    raise ValueError("an image id has 16 hexadecimal digits")
-                number, sign = int(image_id, 16), {"1": 1, "1.0": 1, "0": -1, "0.0": -1}[confidence]
-            except (ValueError, KeyError) as error:
-                raise ValueError(f"{csv_file}, line {reader.line_num}: cannot understand {row} ({error})") from error
-            images.append(number)
-            classes.append(class_of.get(mid, -1))
-            signs.append(sign)
+    with open(csv_file, "rb") as file:
+        reason = wrong_content(file.read(64))
+    if reason:
+        raise ValueError(f"{csv_file} cannot be read: {reason}")
+    with open(csv_file, encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text)
+        try:
+            if next(reader, []) != HEADER:
+                raise ValueError(f"the first line should be {','.join(HEADER)}")
+            for row in tqdm(reader, part, expected_rows, unit=" labels", unit_scale=True):
+                number, mid, sign = _label(row)
+                images.append(number)
+                classes.append(class_of.get(mid, -1))
+                signs.append(sign)
+        except (ValueError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
+            reason = f"it is not UTF-8 ({error.reason})" if isinstance(error, UnicodeDecodeError) else str(error)
+            line = reader.line_num + isinstance(error, UnicodeDecodeError)
+            raise ValueError(f"{csv_file}, line {line}: {reason}; fetch it again") from error
     rows = len(classes)
     if expected_rows is not None and rows != expected_rows:
         print(f"WARNING {part}: {rows} labels, the whole release has {expected_rows}: the download is incomplete")
     image_numbers = np.frombuffer(images, dtype=np.uint64)
     class_numbers, sign_numbers = np.frombuffer(classes, dtype=np.int32), np.frombuffer(signs, dtype=np.int8)
+    if not rows:
+        raise ValueError(f"{csv_file} has a heading and no label: fetch it again")
     outside = int((class_numbers < 0).sum())
+    if outside == rows:
+        raise ValueError(f"{csv_file}: none of its {rows} labels is of the {len(class_ids)} classes, is it the right file?")
     print(f"{part}: {rows} labels, {outside} of them of classes outside the {len(class_ids)}")
     unique, position = np.unique(image_numbers, return_inverse=True)
     kept = np.ones(len(unique), dtype=bool)
@@ -96,7 +104,7 @@ def convert(root: Path, part: str, check_images: bool = True, expected_rows: int
         if not kept.all():
             print(f"{part}: {int((~kept).sum())} of {len(unique)} images are missing in {folder} and left out")
     if not kept.any():
-        raise FileNotFoundError(f"none of the {len(unique)} images of {csv_file} is in {folder}")
+        raise FileNotFoundError(f"none of the {len(unique)} images of {csv_file} is in {folder}: fetch the photos")
     new_index = np.cumsum(kept) - 1
     use = kept[position] & (class_numbers >= 0)
     columns = LabelColumns.build(
@@ -108,6 +116,23 @@ def convert(root: Path, part: str, check_images: bool = True, expected_rows: int
     )
     columns.save(root / f"open_images_v4_{part}.npz")
     print(f"{part}: {len(columns)} images")
+
+
+def _label(row: Sequence[str]) -> tuple[int, str, int]:
+    """(number of the image, class id, sign) of a row.
+
+    Raises:
+        ValueError: it is not as the release has it.
+    """
+    try:
+        image_id, _, mid, confidence = row
+    except ValueError:
+        raise ValueError(f"cannot understand {str(row)[:100]}, a row must have {len(HEADER)} values") from None
+    if not IMAGE_ID.fullmatch(image_id):
+        raise ValueError(f"an image id must have 16 hexadecimal digits, got {image_id[:40]!r}")
+    if confidence not in CONFIDENCES:
+        raise ValueError(f"a confidence must be one of {', '.join(CONFIDENCES)}, got {confidence[:40]!r}")
+    return int(image_id, 16), mid, CONFIDENCES[confidence]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,13 +16,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from scipy.io import loadmat
 
-from ...cli import Parser
-from ...storage import datasets_root
+from ...cli import Parser, positive
+from ...storage import datasets_root, wrong_content
 from ..builtin import load_class_list
 from .jobs import run_jobs, save_label, write_lists
-from .json_stream import stream_json_arrays
+from .pascal_context import parts_of, read_parts
 
 Job = tuple[Path, Path]  # .mat file, output file
 
@@ -32,13 +33,21 @@ def rewrite(job: Job) -> None:
     mat_file, output = job
     try:
         content = loadmat(mat_file)
-    except (ValueError, TypeError, OSError) as error:  # what loadmat raises on a damaged file
-        raise ValueError(f"{mat_file} is unreadable or truncated: {error}") from error
-    if "LabelMap" not in content:
-        raise ValueError(f"{mat_file} has no LabelMap: it is not a label file of PASCAL Context")
-    label = content["LabelMap"]
-    if label.size and int(label.max()) > len(load_class_list("pascal_context_459").split):
-        raise ValueError(f"{mat_file}: label {label.max()} is larger than 459")
+    # MATLAB's format has many parts, whose readers report damage as ValueError, TypeError, zlib.error, MatReadError, ...
+    except Exception as error:
+        reason = wrong_content(mat_file.read_bytes()[:64]) or f"fetch it again ({error})"
+        raise ValueError(f"{mat_file} is unreadable or truncated: {reason}") from error
+    label = content.get("LabelMap")
+    if label is None:
+        raise ValueError(f"{mat_file} has no LabelMap: it is not a label file of PASCAL Context, fetch it again")
+    most = len(load_class_list("pascal_context_459").split)
+    whole = isinstance(label, np.ndarray) and label.dtype.kind in "uif" and label.ndim == 2 and label.size > 0
+    if not whole:
+        kind = f"{label.dtype} values of shape {label.shape}" if isinstance(label, np.ndarray) else type(label).__name__
+        raise ValueError(f"{mat_file}: LabelMap must hold a whole number for each pixel, got {kind}")
+    strange = label[~((label >= 0) & (label <= most) & (label == np.rint(label)))]
+    if strange.size:
+        raise ValueError(f"{mat_file}: label {strange[0]} must be a whole number from 0 to {most}: fetch the file again")
     save_label(output, label)
 
 
@@ -52,16 +61,13 @@ def convert(mat_root: Path, json_file: Path, output: Path, workers: int = 1) -> 
     for path, what in ((mat_root, "the folder of the .mat files"), (json_file, "trainval_merged.json")):
         if not path.exists():
             raise FileNotFoundError(f"{what} not found: looked for {path} (see datasets/README.md)")
-    parts: dict[str, list[str]] = {"train": [], "val": []}
-    for _, image in stream_json_arrays(json_file, ("images",)):
-        if image["phase"] in parts:
-            parts[image["phase"]].append(Path(image["file_name"]).stem)
+    parts = parts_of([entry for key, entry in read_parts(json_file) if key == "images"], json_file)
     stems = sorted(stem for part in parts.values() for stem in part)
     missing = [stem for stem in stems if not (mat_root / f"{stem}.mat").exists()]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(stems)} label files are missing in {mat_root}, for example {missing[0]}.mat: "
-            "the download is incomplete"
+            "the download is incomplete, fetch it again"
         )
     outputs = [(mat_root / f"{stem}.mat", output / "labels" / f"{stem}.png") for stem in stems]
     run_jobs(rewrite, [job for job in outputs if not job[1].exists()], workers, "PASCAL Context 459")
@@ -72,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run with the command-line arguments ``argv``."""
     parser = Parser("python -m zeroshot_d2 datasets prepare pascal_context_459", __doc__, takes_keys=False)
     parser.add_argument("--root", type=Path, default=datasets_root())
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1)
     arguments = parser.parse(argv)
     folder = arguments.root / "VOCdevkit" / "VOC2010"
     convert(folder / "trainval", folder / "trainval_merged.json", folder / "pascal_context_459", arguments.workers)
