@@ -229,7 +229,7 @@ def test_numbers_of_the_implementation_details(dataset: str) -> None:
     solver, model = cfg.SOLVER, cfg.MODEL.EPSILON
     assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == ("ADAM", 1e-5, 4e-3, 4e-3)
     assert (solver.IMS_PER_BATCH, solver.MAX_EPOCHS, solver.STEPS_EPOCHS, solver.GAMMA) == (96, 7, [3], 0.5)
-    assert (model.NUM_GROUPS, model.LOSS.LAMBDA, model.LOSS.RANK_FORM) == (8, 0.3, "paper")
+    assert (model.NUM_GROUPS, model.LOSS.LAMBDA, model.LOSS.RANK_FORM) == (8, 0.3, "sdl")
     assert model.BACKBONE.NAME == "vit_base_patch16_224" and cfg.INPUT.IMAGE_SIZE == 224
     assert tuple(cfg.TEST.TOP_K) == ((3, 5) if dataset == "nus_wide" else (10, 20))
     split = MetadataCatalog.get(cfg.DATASETS.TEST[0]).class_split

@@ -46,7 +46,15 @@ from zeroshot_d2.images import write_image
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/*.md", "datasets/*.md", "notebooks/*.md")
+    for pattern in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "docs/*.md",
+        "datasets/*.md",
+        "notebooks/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 

@@ -280,9 +280,9 @@ def check_record(record: ModelRecord | None, frozen: FrozenRecord, source: PathL
         theirs = record.frozen.get(what, {})
         if theirs.get("sha256") != ours["sha256"]:
             raise ValueError(
-                f"{source}: the checkpoint was trained with the {what} {_described(theirs)}, this model has {_described(ours)}: "
-                f"its scores would be meaningless. Set the config as it was in training (the config.yaml beside the checkpoint), "
-                f"of the system {record.system}"
+                f"{source}: the checkpoint was trained with the {what} {_described(theirs)}, this model has "
+                f"{_described(ours)}: its scores would be meaningless. Set the config as it was in training (the config.yaml"
+                f" beside the checkpoint), of the system {record.system}"
             )
 
 
