@@ -93,7 +93,7 @@ def test_steps_of_tiny_sets_are_distinct_and_below_the_end(num_images, steps, ca
     """Four epochs, steps after the second and the third, four images at once."""
     cfg = solver_cfg("SOLVER.MAX_EPOCHS", 4, "SOLVER.STEPS_EPOCHS", [2, 3], "SOLVER.IMS_PER_BATCH", 4)
     tiny = epochs_to_iterations(cfg, num_images)
-    assert tiny.SOLVER.MAX_ITER == num_images and tiny.SOLVER.STEPS == steps
+    assert num_images == tiny.SOLVER.MAX_ITER and steps == tiny.SOLVER.STEPS
     assert ("too few" in caplog.text) == (len(steps) < 2)
     build_lr_scheduler(tiny, build_optimizer(tiny, nn.Linear(1, 1)))
 
