@@ -1,6 +1,7 @@
 """The whole model: what learns, batches, vocabularies, outputs."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from comparisons import assert_close, assert_same_labels
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from fvcore.nn import FlopCountAnalysis
 
 from alignzeg_d2 import AlignZeg
 from alignzeg_d2.inference import PBC
 from zeroshot_d2 import IGNORE_LABEL, ClassSplit, demo_world
+from zeroshot_d2.clip.loader import checked_vision_tower
 
 LEARNT_ROOMS = ("image_encoder", "feature_fusion", "pixel_decoder", "semantic_decoder", "classifier", "class_indicator")
 TRAIN_SPLIT = demo_world.SPLIT.only_seen()
@@ -363,3 +366,48 @@ def test_released_or_reworded_names_stand_for_the_classes(demo_model, demo_cfg):
     assert (found["released"][0] - found["reworded"][0]).abs().max() > 0.01
     with pytest.raises(ValueError, match=r"MODEL.ALIGNZEG.CLIP.NAMES must be one of .*'released'.*, got 'plain'"):
         build_model(demo_cfg("MODEL.ALIGNZEG.CLIP.NAMES", "plain"))
+
+
+# ---- beside Detectron2's own tools ----
+def test_raw_label_values_are_refused(demo_model):
+    """Detectron2's own mapper hands over the values of the label image."""
+    (inputs,) = training_inputs(1)
+    inputs["sem_seg"] = torch.full_like(inputs["sem_seg"], len(TRAIN_SPLIT))
+    with pytest.raises(ValueError, match=rf"training labels hold {len(TRAIN_SPLIT)}, .*SegmentationMapper"):
+        demo_model().train()([inputs])
+
+
+def test_operators_of_inference_can_be_counted(model):
+    """fvcore's counter traces the model, which an ``out=`` argument would break."""
+    flops = (
+        FlopCountAnalysis(_OneImage(model), (image().float(),))
+        .unsupported_ops_warnings(False)
+        .uncalled_modules_warnings(False)
+    )
+    assert flops.total() > 1e6 and flops.by_operator()["matmul"] > 0
+
+
+class _OneImage(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image):
+        return self.model.inference([{"image": image}], output="scores", proposals=False)[0]["sem_seg"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inference_under_autocast(model, dtype):
+    inputs = [{"image": image()}]
+    expected = model.inference(inputs, output="scores", proposals=False)[0]["sem_seg"]
+    with torch.autocast("cpu", dtype=dtype):
+        given = model.inference(inputs, output="scores", proposals=False)[0]["sem_seg"].float()
+    assert given.shape == expected.shape and torch.isfinite(given).all()
+    assert (given.argmax(0) == expected.argmax(0)).float().mean() > 0.5  # random proposals are easily changed
+
+
+@pytest.mark.parametrize("name", ["RN50", "convnext_base", "ViT-B-16-SigLIP", "EVA02-B-16"])
+def test_clips_without_a_plain_transformer_are_refused(name):
+    tower = torch.nn.Identity()
+    with pytest.raises(ValueError, match=rf"the image tower of '{name}' is a Identity, .*What works: ViT-B-32, ViT-B-16"):
+        checked_vision_tower(SimpleNamespace(visual=tower), name)
