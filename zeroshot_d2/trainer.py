@@ -141,6 +141,9 @@ class Trainer(DefaultTrainer):
         self.checkpointer.load(str(newest))
         # The checkpoint stores the iteration that was just finished.
         self.start_iter = self.iter + 1
+        if self.start_iter >= self.max_iter and newest.stem != "model_final":
+            # Killed between the last periodic checkpoint and the final one, which no further step would write.
+            self.checkpointer.save("model_final", iteration=self.iter)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As Detectron2's; after a forced resumption the optimiser keeps the settings of this run's config."""

@@ -17,10 +17,10 @@ from zeroshot_d2.trainer import Trainer
 CONFIG = "SEED: 3\nSOLVER:\n  BASE_LR: 0.1\n  MAX_ITER: 10\nMODEL:\n  TOY:\n    TEST:\n      K: 1\n"
 
 
-def begin(folder: Path, *options: Any) -> None:
+def begin(folder: Path, *options: Any, resume: bool = False) -> None:
     """A run of six iterations."""
     trainer = Trainer(toy_cfg(folder, "SOLVER.MAX_ITER", 6, *options))
-    trainer.resume_or_load(resume=False)
+    trainer.resume_or_load(resume=resume)
     trainer.train()
 
 
@@ -95,3 +95,17 @@ def test_the_state_goes_through_a_checkpoint():
     state = RunState(CONFIG, {"pets": ClassSplit(["cat", "dog"], unseen=["dog"])})
     assert RunState.from_dict(state.to_dict()) == state
     assert state.settings == {"SEED": 3, "SOLVER.BASE_LR": 0.1, "SOLVER.MAX_ITER": 10, "MODEL.TOY.TEST.K": 1}
+
+
+def test_a_run_killed_before_its_final_checkpoint_gets_one(tmp_path):
+    """The last periodic checkpoint is written just before the final one."""
+    options = ("SOLVER.CHECKPOINT_PERIOD", 3)
+    begin(tmp_path, *options)
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    begin(tmp_path, *options, resume=True)
+    again = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    torch.testing.assert_close(again["model"], final["model"], rtol=0, atol=0)
+    assert again["iteration"] == final["iteration"] == 5
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
