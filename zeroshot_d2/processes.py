@@ -111,14 +111,17 @@ def run_together(function: Callable[..., None], count: int, args: tuple[Any, ...
     processes: list[BaseProcess] = []
     reports: dict[Connection, int] = {}
     try:
-        for index in range(count):
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_call, args=(index, function, args, sender))  # type: ignore[attr-defined]
-            process.start()
-            sender.close()
-            processes.append(process)
-            reports[receiver] = index
         with _PassedOn(processes) as terminated:
+            for index in range(count):
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_call, args=(index, function, args, sender))  # type: ignore[attr-defined]
+                process.start()
+                sender.close()
+                processes.append(process)
+                reports[receiver] = index
+            if terminated.is_set():  # it came before all of them were there
+                for process in processes:
+                    process.terminate()
             failure = _first_failure(processes, reports)
             _end(processes, GRACE)
     except BaseException:  # such as KeyboardInterrupt
@@ -152,6 +155,7 @@ def _may_fork() -> bool:
 
 
 def _call(index: int, function: Callable[..., None], args: tuple[Any, ...], report: Connection) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has its parent's
     serve_forks()
     end_with_parent()
     try:

@@ -173,7 +173,7 @@ def test_iou_from_files(draw: Draw, tmp_path: Path):
 def test_iou_files_that_do_not_fit(draw: Draw, tmp_path: Path):
     (tmp_path / "results.json").write_text(json.dumps({"elsewhere": {"IoU": {}}}))
     given = ["--results", str(tmp_path / "results.json")]
-    with pytest.raises(ValueError, match=f"no IoU on '{DATASET}'; it has results on elsewhere"):
+    with pytest.raises(ValueError, match=f"no IoU of classes on '{DATASET}', it has results on elsewhere"):
         draw("per-class-iou", *given, model=False)
     with pytest.raises(ValueError, match="no data set of .* is registered: elsewhere"):
         figures.main(["per-class-iou", *given, "--output", str(tmp_path)])
@@ -239,11 +239,12 @@ def test_pbc_needs_a_model_with_an_indicator(draw: Draw):
         draw("pbc", "MODEL.ALIGNZEG.PBC.GAMMA", "1.0")
 
 
-def test_other_data_sets_are_refused(draw: Draw):
+def test_other_data_sets_are_refused(draw: Draw, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(ValueError, match="'demo_world_multilabel_test' has labels of another kind"):
         draw("tsne", "--dataset", "demo_world_multilabel_test")
-    with pytest.raises(ValueError, match="--num-images must be positive, got 0"):
+    with pytest.raises(SystemExit):
         draw("per-class-iou", "--num-images", "0")
+    assert "--num-images: must be a positive whole number, got '0'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="the system 'AlignZeg' has no figure 'attention'; choose one of"):
         draw("attention")
 
