@@ -173,6 +173,15 @@ def add_proposal_config(cfg: CfgNode) -> None:
     cfg.SEED = 1
 
 
+def leave_out_gepc_and_pbc(cfg: CfgNode) -> None:
+    """Set the keys of :func:`add_proposal_config` for a method of proposals that has neither."""
+    alignzeg = cfg.MODEL.ALIGNZEG
+    alignzeg.GEPC.NUM_BACKGROUND_PROTOTYPES = 1
+    alignzeg.GEPC.REFINEMENT = False
+    alignzeg.GEPC.FEATURE_EXPANSION = False
+    alignzeg.PBC.POSTPROCESSOR = "NoCorrection"
+
+
 declare(
     "MODEL.ALIGNZEG",
     {

@@ -22,7 +22,7 @@ from open_clip.transformer import VisionTransformer as ClipVisionTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from alignzeg_d2.config import add_proposal_config
+from alignzeg_d2.config import add_proposal_config, leave_out_gepc_and_pbc
 from alignzeg_d2.inference import of_scores
 from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder, resize_positions
 from alignzeg_d2.modeling.criterion import Predictions
@@ -51,13 +51,9 @@ def add_san_config(cfg: CfgNode) -> None:
     """
     add_segmentation_config(cfg)
     add_proposal_config(cfg)
+    leave_out_gepc_and_pbc(cfg)
     cfg.MODEL.META_ARCHITECTURE = "SAN"
-    shared = cfg.MODEL.ALIGNZEG
-    shared.GEPC.NUM_BACKGROUND_PROTOTYPES = 1
-    shared.GEPC.REFINEMENT = False
-    shared.GEPC.FEATURE_EXPANSION = False
-    shared.PBC.POSTPROCESSOR = "NoCorrection"
-    shared.LOSS.LABELS_AT_POINTS = "bilinear"
+    cfg.MODEL.ALIGNZEG.LOSS.LABELS_AT_POINTS = "bilinear"
 
     san = cfg.MODEL.SAN = CfgNode()
     # Images are padded to multiples of this many pixels.

@@ -21,7 +21,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
-from alignzeg_d2.config import add_image_encoder_config, add_proposal_config
+from alignzeg_d2.config import add_image_encoder_config, add_proposal_config, leave_out_gepc_and_pbc
 from alignzeg_d2.inference import of_scores
 from alignzeg_d2.modeling.pixel_decoder import mlp
 from alignzeg_d2.modeling.transformer_decoder import QueryDecoder
@@ -43,13 +43,9 @@ def add_two_stage_config(cfg: CfgNode) -> None:
     """Add ``cfg.MODEL.TWO_STAGE``, and below ``cfg.MODEL.ALIGNZEG`` what the network shares with AlignZeg."""
     add_segmentation_config(cfg)
     add_proposal_config(cfg)
+    leave_out_gepc_and_pbc(cfg)
     add_image_encoder_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "TwoStage"
-    shared = cfg.MODEL.ALIGNZEG
-    shared.GEPC.NUM_BACKGROUND_PROTOTYPES = 1
-    shared.GEPC.REFINEMENT = False
-    shared.GEPC.FEATURE_EXPANSION = False
-    shared.PBC.POSTPROCESSOR = "NoCorrection"
 
     two_stage = cfg.MODEL.TWO_STAGE = CfgNode()
 

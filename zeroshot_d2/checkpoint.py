@@ -26,7 +26,7 @@ from .frozen import FrozenRecord
 from .resume import RunState
 from .storage import PathLike, whole_file, write_text
 from .vocabulary import is_registered, split_of_dataset
-from .weights import check_tensors, read_weights
+from .weights import check_checksums, check_tensors, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +203,11 @@ def read_run(path: PathLike) -> RunState | None:
         raise ValueError(f"the settings in the checkpoint {path} are not as this version writes them: {error}") from error
 
 
+def checkpoints_in(folder: PathLike) -> list[Path]:
+    """The checkpoints of trainings in ``folder``, whole or not, the newest last."""
+    return sorted(Path(folder).glob("model_*.pth"), key=_age)
+
+
 def newest_whole_checkpoint(folder: PathLike) -> Path | None:
     """The checkpoint that a run in ``folder`` goes on from; None where there is none.
 
@@ -212,7 +217,7 @@ def newest_whole_checkpoint(folder: PathLike) -> Path | None:
     Raises:
         ValueError: there are checkpoints, and none is whole.
     """
-    files = sorted(Path(folder).glob("model_*.pth"), key=_age)
+    files = checkpoints_in(folder)
     tag = Path(folder) / LAST_CHECKPOINT
     # The name alone: a tag cannot lead out of the folder, nor to another kind of file.
     named = tag.read_text(encoding="utf-8", errors="replace").strip() if tag.is_file() else ""
@@ -248,10 +253,7 @@ def damage_of(file: Path) -> str:
     try:
         content = read_checkpoint(file, mapped=True)
         if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                broken = archive.testzip()
-            if broken is not None:
-                return f"the checkpoint {file} is damaged (checksum of {broken})"
+            check_checksums(file)
     except (ValueError, zipfile.BadZipFile) as error:
         return str(error)
     return "" if "iteration" in content else f"the checkpoint {file} holds weights alone, not the state of a training"

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 from detectron2.config import CfgNode
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
@@ -21,12 +20,13 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from .checkpoint import Checkpointer, newest_whole_checkpoint, refuse_address
+from .checkpoint import Checkpointer, checkpoints_in, newest_whole_checkpoint, refuse_address
 from .cli import find_config, load_config
+from .config_file import read_yaml
 from .processes import run_together, serve_forks
 from .run_folder import hold
 from .startup import check_datasets
-from .storage import read_text, write_text
+from .storage import write_text
 from .system import all_systems
 from .trainer import Results, Trainer, with_seed
 
@@ -113,7 +113,7 @@ def _in_group(
     dist.destroy_process_group()
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
+def setup(args: argparse.Namespace, cfg: CfgNode | None = None) -> CfgNode:
     """The frozen config of a run: that of :func:`zeroshot_d2.cli.load_config`, with a seed.
 
     It also sets up logging, writes ``OUTPUT_DIR/config.yaml``, and seeds. The caller holds OUTPUT_DIR
@@ -121,12 +121,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     Args:
         args: ``config_file``, ``opts``, ``modules``, ``resume`` and ``eval_only``.
+        cfg: what :func:`load` gave for them, where it was called before.
 
     Raises:
         ValueError: without ``--config-file``; a data set is not registered or for another task; as ``load_config``.
         FileNotFoundError: the config does not exist.
     """
-    cfg = _load(args)
+    cfg = load(args) if cfg is None else cfg
     check_datasets(cfg)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and "OMP_NUM_THREADS" not in os.environ:
         # Otherwise each process would start as many threads as there are cores, and they would slow each other down.
@@ -143,7 +144,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _load(args: argparse.Namespace) -> CfgNode:
+def load(args: argparse.Namespace) -> CfgNode:
+    """The config that the arguments name, as :func:`zeroshot_d2.cli.load_config` returns it."""
     if not args.config_file:
         raise ValueError("--config-file is missing; there is one per data set, for example coco/alignzeg.yaml")
     args.config_file = str(find_config(args.config_file))
@@ -182,8 +184,8 @@ def _recorded_seed(output_dir: Path) -> int:
     found: int | str = -1
     if comm.is_main_process() and path.is_file():
         try:
-            found = int(yaml.safe_load(read_text(path, "config"))["SEED"])
-        except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+            found = int(read_yaml(path)["SEED"])
+        except (ValueError, TypeError, KeyError) as error:
             found = f"{path} is damaged and does not say which SEED the run had ({error}): give it as `SEED number`"
     (found, *_) = comm.all_gather(found)
     if isinstance(found, str):
@@ -199,8 +201,8 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
             path would otherwise evaluate random numbers.
         FileNotFoundError: when MODEL.WEIGHTS names a local file that does not exist.
     """
-    if args.resume and newest_whole_checkpoint(cfg.OUTPUT_DIR) is not None:
-        return
+    if args.resume and checkpoints_in(cfg.OUTPUT_DIR):
+        return  # which of them is whole is looked at when it is loaded
     weights = cfg.MODEL.WEIGHTS
     if not weights and args.eval_only and "MODEL.WEIGHTS" not in args.opts:
         raise ValueError(
@@ -223,11 +225,12 @@ def run(args: argparse.Namespace, trainer_class: type[Trainer] = Trainer) -> Res
         {dataset: metrics} on the main process; {} on the others and without DATASETS.TEST.
     """
     args.resume = args.resume or args.force_resume
-    folder = _load(args).OUTPUT_DIR
+    cfg = load(args)
+    folder = cfg.OUTPUT_DIR
     with hold(folder):
         if folder and not args.eval_only and _restarted_by_torchrun(Path(folder)):
             args.resume = True
-        cfg = setup(args)
+        cfg = setup(args, cfg)
         check_weights(cfg, args)
         if args.eval_only:
             return evaluate(cfg, trainer_class, resume=args.resume)

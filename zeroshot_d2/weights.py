@@ -46,10 +46,7 @@ def read_weights(path: PathLike, what: str = "checkpoint", *, mapped: bool = Fal
         is_archive = zipfile.is_zipfile(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and is_archive)
         if is_archive and not mapped:  # torch does not compare checksums
-            with zipfile.ZipFile(file) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong")
+            check_checksums(file)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{name} holds more than tensors, numbers and texts, or is no checkpoint; nothing in it was run: save it anew "
@@ -64,6 +61,14 @@ def read_weights(path: PathLike, what: str = "checkpoint", *, mapped: bool = Fal
     if not isinstance(content, dict):
         raise ValueError(f"{name} holds a {type(content).__name__}, not named weights: save a dictionary {{name: tensor}}")
     return content
+
+
+def check_checksums(file: Path) -> None:
+    """Raise ValueError or BadZipFile where an entry of a zip archive is not what was written."""
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{file}: the checksum of {damaged} is wrong")
 
 
 def check_tensors(weights: Mapping[str, Any], name: str) -> None:

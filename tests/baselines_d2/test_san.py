@@ -25,7 +25,6 @@ from zeroshot_d2 import IGNORE_LABEL, ClassSplit, demo_world, load_config
 from zeroshot_d2.checkpoint import read_record
 from zeroshot_d2.clip.loader import create_clip
 from zeroshot_d2.clip.text import encode_tokens
-from zeroshot_d2.commands import train
 from zeroshot_d2.predictor import build_predictor
 
 POSITIONS = "clip_visual_extractor.positional_embedding"
@@ -447,23 +446,3 @@ def test_broken_configs(demo: Callable[..., SAN], options: list[Any], message: s
 
 def test_fusion_map() -> None:
     assert fusion_map(["0->0", "3->1"], 3) == {0: 0, 1: 3}
-
-
-@pytest.mark.slow
-def test_trains_evaluates_and_predicts_through_the_command_line(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    size = [
-        "SOLVER.MAX_ITER",
-        "3",
-        "DATASETS.TRAIN",
-        "('short_alignzeg_train',)",
-        "DATASETS.TEST",
-        "('short_alignzeg_train',)",
-    ]
-    options = [*size, "OUTPUT_DIR", str(folder), "DATALOADER.NUM_WORKERS", "0"]
-    assert train.main(["--config-file", "demo/baselines/san.yaml", *options]) == 0
-    (numbers,) = json.loads((folder / "results.json").read_text(encoding="utf-8")).values()
-    assert 0 <= numbers["mIoU"] <= 100
-    cfg = load_config(folder / "config.yaml", weights=folder / "model_final.pth")
-    segmentation = build_predictor(cfg)(demo_world.render(1, 1).image[:, :, ::-1].copy(), vocabulary=["grass", "red tile"])
-    assert segmentation.labels.shape == (64, 64)

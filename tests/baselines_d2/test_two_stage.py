@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,6 @@ from detectron2.data import MetadataCatalog
 
 from baselines_d2.two_stage import TwoStage, ensemble, masked_crops
 from zeroshot_d2 import demo_world, load_config
-from zeroshot_d2.commands import train
-from zeroshot_d2.predictor import build_predictor
 
 
 @pytest.fixture
@@ -153,23 +149,3 @@ def test_pbc_is_a_part_by_config(demo: Callable[..., TwoStage]) -> None:
 def test_broken_configs(demo: Callable[..., TwoStage], key: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         demo(f"MODEL.TWO_STAGE.{key}", value)
-
-
-@pytest.mark.slow
-def test_trains_evaluates_and_predicts_through_the_command_line(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    size = [
-        "SOLVER.MAX_ITER",
-        "3",
-        "DATASETS.TRAIN",
-        "('short_alignzeg_train',)",
-        "DATASETS.TEST",
-        "('short_alignzeg_train',)",
-    ]
-    options = [*size, "OUTPUT_DIR", str(folder), "DATALOADER.NUM_WORKERS", "0"]
-    assert train.main(["--config-file", "demo/baselines/simbaseline.yaml", *options]) == 0
-    (numbers,) = json.loads((folder / "results.json").read_text(encoding="utf-8")).values()
-    assert 0 <= numbers["mIoU"] <= 100
-    cfg = load_config(folder / "config.yaml", weights=folder / "model_final.pth")
-    segmentation = build_predictor(cfg)(demo_world.render(1, 1).image[:, :, ::-1].copy(), vocabulary=["grass", "red tile"])
-    assert segmentation.labels.shape == (64, 64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -27,8 +26,6 @@ from baselines_d2.zegclip import (
 from tests.baselines_d2.golden import Golden, golden_files
 from zeroshot_d2 import IGNORE_LABEL, ClassSplit, demo_world, load_config
 from zeroshot_d2.clip.text import encode_tokens
-from zeroshot_d2.commands import train
-from zeroshot_d2.predictor import build_predictor
 
 LAYER = {
     "multihead_attn.q": "attention.query",
@@ -345,23 +342,3 @@ def test_self_training_needs_unseen_classes(demo: Callable[..., ZegCLIP]) -> Non
 def test_broken_configs(demo: Callable[..., ZegCLIP], key: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         demo(f"MODEL.ZEGCLIP.{key}", value)
-
-
-@pytest.mark.slow
-def test_trains_evaluates_and_predicts_through_the_command_line(tmp_path: Any) -> None:
-    folder = tmp_path / "run"
-    size = [
-        "SOLVER.MAX_ITER",
-        "3",
-        "DATASETS.TRAIN",
-        "('short_alignzeg_train',)",
-        "DATASETS.TEST",
-        "('short_alignzeg_train',)",
-    ]
-    options = [*size, "SOLVER.WARMUP_ITERS", "1", "OUTPUT_DIR", str(folder), "DATALOADER.NUM_WORKERS", "0"]
-    assert train.main(["--config-file", "demo/baselines/zegclip.yaml", *options]) == 0
-    (numbers,) = json.loads((folder / "results.json").read_text(encoding="utf-8")).values()
-    assert 0 <= numbers["mIoU"] <= 100
-    cfg = load_config(folder / "config.yaml", weights=folder / "model_final.pth")
-    segmentation = build_predictor(cfg)(demo_world.render(1, 1).image[:, :, ::-1].copy(), vocabulary=["grass", "red tile"])
-    assert segmentation.labels.shape == (64, 64)

@@ -23,8 +23,8 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint import Checkpointer
-from ..cli import Parser, find_config, load_config, positive
-from ..launch import check_weights, setup
+from ..cli import Parser, find_config, positive
+from ..launch import check_weights, load, setup
 from ..pictures.report import Section, Table, render_report
 from ..run_folder import hold
 from ..storage import write_json, write_text
@@ -102,8 +102,9 @@ def train_or_load(config: str, opts: Sequence[str], weights: str | None) -> tupl
     as_train = argparse.Namespace(
         config_file=str(find_config(config)), opts=options, modules=[], resume=False, eval_only=weights is not None
     )
-    with hold(load_config(as_train.config_file, options).OUTPUT_DIR):
-        cfg = setup(as_train)
+    cfg = load(as_train)
+    with hold(cfg.OUTPUT_DIR):
+        cfg = setup(as_train, cfg)
         check_weights(cfg, as_train)
         if weights is None:
             trainer = Trainer(cfg)
