@@ -6,13 +6,20 @@ from detectron2.config import CfgNode
 
 from alignzeg_d2.config import add_alignzeg_config
 from alignzeg_d2.oracle import OracleEvaluator
+from zeroshot_d2.segmentation import evaluation
 from zeroshot_d2.segmentation.evaluation import ZeroShotSemSegEvaluator
 from zeroshot_d2.system import System
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> ZeroShotSemSegEvaluator:
     """The evaluator of the data set's protocol, or of the oracle (Table 6)."""
-    return (OracleEvaluator if cfg.MODEL.ALIGNZEG.TEST.ORACLE else ZeroShotSemSegEvaluator)(dataset_name)
+    test = cfg.MODEL.ALIGNZEG.TEST
+    if cfg.TEST.SAVE_PREDICTIONS == "scores" and (test.OUTPUT == "labels" or test.ORACLE):
+        raise ValueError(
+            "TEST.SAVE_PREDICTIONS scores needs scores: set MODEL.ALIGNZEG.TEST.OUTPUT scores, ORACLE False; or save labels"
+        )
+    kind = OracleEvaluator if test.ORACLE else ZeroShotSemSegEvaluator
+    return evaluation.build_evaluator(cfg, dataset_name, kind)
 
 
 SYSTEM = System(

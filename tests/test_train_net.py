@@ -8,17 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import train_net
 from alignzeg_d2.oracle import OracleEvaluator
 from zeroshot_d2 import launch, load_config
+from zeroshot_d2.cli import import_systems
 from zeroshot_d2.commands import train as verb
-from zeroshot_d2.demo_world import register_demo_world
+from zeroshot_d2.demo_world import register_demo_world, register_demo_world_multilabel
 from zeroshot_d2.segmentation.evaluation import ZeroShotSemSegEvaluator
+from zeroshot_d2.system import System, all_systems
 from zeroshot_d2.trainer import Results, Trainer
 
 register_demo_world("small_world", seed=11, num_images=12, vocabulary="seen")
 register_demo_world("small_world_val", seed=12, num_images=6)
+register_demo_world_multilabel("small_world_labels", seed=12, num_images=6)
 
 
 def test_train_net_is_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +38,40 @@ def test_oracle_is_a_key() -> None:
     assert type(Trainer.build_evaluator(cfg, name)) is ZeroShotSemSegEvaluator
     cfg.MODEL.ALIGNZEG.TEST.ORACLE = True
     assert type(Trainer.build_evaluator(cfg, name)) is OracleEvaluator
+
+
+import_systems()
+
+
+@pytest.mark.parametrize("system", all_systems(), ids=lambda system: system.name)
+@pytest.mark.parametrize("kind", ["labels", "scores", "json"])
+def test_every_system_saves_its_predictions(system: System, kind: str, tmp_path: Path) -> None:
+    cfg = system.default_config()
+    cfg.OUTPUT_DIR, cfg.TEST.SAVE_PREDICTIONS = str(tmp_path), kind
+    name = {"segmentation": "small_world_val", "multilabel": "small_world_labels"}[system.task]
+    evaluator = Trainer.build_evaluator(cfg, name)
+    names = MetadataCatalog.get(name).class_split.names
+    for record in DatasetCatalog.get(name):
+        output = {"sem_seg": torch.rand(len(names), 64, 64), "scores": torch.rand(len(names))}
+        evaluator.process([record], [output])
+    evaluator.evaluate()
+    files = {file.name for file in (tmp_path / "predictions" / name).rglob("*") if file.is_file()}
+    images = [str(record["image_id"]) for record in DatasetCatalog.get(name)]
+    expected = {
+        ("segmentation", "labels"): {f"{image}.png" for image in images} | {"classes.txt"},
+        ("segmentation", "scores"): {f"{image}.npy" for image in images} | {"classes.txt"},
+        ("segmentation", "json"): {"sem_seg_predictions.json", "classes.txt"},
+        ("multilabel", "labels"): {"labels.csv"},
+        ("multilabel", "scores"): {"scores.npy", "images.txt", "classes.txt"},
+        ("multilabel", "json"): {"predictions.json"},
+    }
+    assert files == expected[system.task, kind]
+
+
+def test_scores_that_no_output_holds_are_refused_at_the_start() -> None:
+    cfg = load_config("demo/alignzeg.yaml", ["TEST.SAVE_PREDICTIONS", "scores", "MODEL.ALIGNZEG.TEST.OUTPUT", "labels"])
+    with pytest.raises(ValueError, match="needs scores: set MODEL.ALIGNZEG.TEST.OUTPUT scores"):
+        Trainer.build_evaluator(cfg, "small_world_val")
 
 
 def arguments(output_dir: Path, *flags: str, **options: str) -> list[str]:

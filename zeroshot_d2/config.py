@@ -54,6 +54,8 @@ def add_trainer_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     # Images per process and step of the evaluation.
     cfg.TEST.IMS_PER_BATCH = 1
+    # Save what evaluation predicts below OUTPUT_DIR/predictions: "labels", "scores" or "json"; "": nothing.
+    cfg.TEST.SAVE_PREDICTIONS = ""
 
 
 declare(
@@ -71,6 +73,7 @@ declare(
         "DATALOADER.NUM_WORKERS": whole(0),
         "TEST.EVAL_PERIOD": whole(0),
         "TEST.IMS_PER_BATCH": whole(1),
+        "TEST.SAVE_PREDICTIONS": choice("", "labels", "scores", "json"),
         "TEST.PRECISE_BN.ENABLED": choice(False),  # no system has batch norm
         "OUTPUT_DIR": folder(),
         "SEED": whole(-1, 2**32 - 1),  # -1: draw one; numpy takes no larger ones

@@ -33,13 +33,13 @@ def check_datasets(cfg: CfgNode) -> None:
             if name not in DatasetCatalog:
                 raise ValueError(
                     f"{key}: no data set {name!r} is registered: `--import FILE` runs the file that registers it; there are "
-                    f"{_likely(name, fitting_datasets(system))}"
+                    f"{likely(name, fitting_datasets(system))}"
                 )
             kind = MetadataCatalog.get(name).get("evaluator_type")
             if kind != TASKS[system.task].evaluator_type:
                 raise ValueError(
                     f"{key}: the data set {name!r} is of type {kind!r}, {system.name} is for {system.task}; it takes "
-                    f"{_likely(name, fitting_datasets(system))}"
+                    f"{likely(name, fitting_datasets(system))}"
                 )
 
 
@@ -52,10 +52,10 @@ def check_training(cfg: CfgNode) -> None:
     check_datasets(cfg)
     if not cfg.DATASETS.TRAIN:
         known = fitting_datasets(find_system(cfg.MODEL.META_ARCHITECTURE))
-        raise ValueError(f"DATASETS.TRAIN is (): name a data set to train on, such as {_likely('', known)}")
+        raise ValueError(f"DATASETS.TRAIN is (): name a data set to train on, such as {likely('', known)}")
 
 
-def _likely(name: str, known: Sequence[str], most: int = 5) -> str:
+def likely(name: str, known: Sequence[str], most: int = 5) -> str:
     """Some of the ``known`` names, those like ``name`` first, and how to see all."""
     close = difflib.get_close_matches(name, known, n=most)
     shown = [*close, *(other for other in sorted(known) if other not in close)]

@@ -33,6 +33,7 @@ class Task:
             * "evaluator": (cfg, dataset name) -> Detectron2 evaluator;
             * "predictor": class, (cfg, batch_size) -> callable on images;
             * "writer": class that writes the predictor's results to files;
+            * "referee": class that scores saved predictions, see :mod:`zeroshot_d2.referee`;
             * "figures": {name: :class:`zeroshot_d2.commands.figures.Figure`}.
     """
 
@@ -51,6 +52,7 @@ TASKS: Mapping[str, Task] = {
             "evaluator": "zeroshot_d2.segmentation.evaluation:build_evaluator",
             "predictor": "zeroshot_d2.segmentation.predictor:SegmentationPredictor",
             "writer": "zeroshot_d2.segmentation.writer:SegmentationWriter",
+            "referee": "zeroshot_d2.segmentation.referee:SegmentationReferee",
             "figures": "zeroshot_d2.segmentation.figures:FIGURES",
         },
     ),
@@ -63,6 +65,7 @@ TASKS: Mapping[str, Task] = {
             "evaluator": "zeroshot_d2.multilabel.evaluation:build_evaluator",
             "predictor": "zeroshot_d2.multilabel.predictor:TagPredictor",
             "writer": "zeroshot_d2.multilabel.writer:TagWriter",
+            "referee": "zeroshot_d2.multilabel.referee:MultiLabelReferee",
             "figures": "zeroshot_d2.multilabel.figures:FIGURES",
         },
     ),

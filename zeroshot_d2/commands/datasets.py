@@ -25,7 +25,7 @@ PROG = "python -m zeroshot_d2 datasets"
 
 def preparations() -> list[str]:
     """The names that ``prepare`` takes."""
-    shared = {"jobs", "json_stream", "masks"}
+    shared = {"jobs"}
     return sorted(module.name for module in pkgutil.iter_modules(preparation.__path__) if module.name not in shared)
 
 

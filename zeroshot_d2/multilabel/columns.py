@@ -170,7 +170,7 @@ class LabelColumns:
         file = os.path.abspath(file)
         if not os.path.isfile(file):
             raise FileNotFoundError(f"label file {file} does not exist: correct its path, or prepare it")
-        arrays = _map_npz(file)
+        arrays = map_npz(file)
         missing = sorted({"class_ids", *_ARRAYS} - set(arrays))
         if missing:
             raise ValueError(f"{file} lacks {missing}: it is not a label file of this project; prepare it again")
@@ -224,8 +224,13 @@ def _whole(what: str, values: Any) -> Array:
     raise ValueError(f"{what} values must be whole numbers, got {array.tolist()[0]!r}")
 
 
-def _map_npz(file: str) -> dict[str, Array]:
+def map_npz(file: str, what: str = "label file", way_out: str = "prepare it again") -> dict[str, Array]:
     """Memory-map the arrays of an uncompressed ``.npz``.
+
+    Args:
+        file: its path.
+        what: what the file is to the reader of a message.
+        way_out: what the reader can do.
 
     Raises:
         ValueError: not a zip file, compressed, or cut off.
@@ -245,21 +250,20 @@ def _map_npz(file: str) -> dict[str, Array]:
                 read_header = (
                     np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 )
-                shape, _, dtype = read_header(stream)
+                shape, by_columns, dtype = read_header(stream)
                 if dtype.hasobject:
-                    raise ValueError(
-                        f"{file} holds Python objects in {member.filename}, which are never read; prepare it again"
-                    )
+                    raise ValueError(f"{file} holds Python objects in {member.filename}, which are never read; {way_out}")
                 if 0 in shape:  # an empty map does not exist
                     array: Array = np.zeros(shape, dtype)
                 else:
                     # A plain view of the map, since slices of the subclass cost ten times more.
-                    array = np.memmap(file, dtype, "r", offset=stream.tell(), shape=shape).view(np.ndarray)
+                    order: Any = "F" if by_columns else "C"
+                    array = np.memmap(file, dtype, "r", stream.tell(), shape, order).view(np.ndarray)
                 arrays[member.filename.removesuffix(".npy")] = array
     except DAMAGED_ARCHIVE as error:
         if str(error).startswith(file):
             raise
-        raise ValueError(f"{file} is no label file or is cut off ({error}); prepare it again") from error
+        raise ValueError(f"{file} is no {what} or is cut off ({error}); {way_out}") from error
     return arrays
 
 

@@ -27,6 +27,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from tabulate import tabulate
 
 from ..class_split import ClassSplit
 from ..metrics import numbers_only
+from .predictions import PREDICTIONS, TagSaver
 from .ranking import (
     BoolArray,
     FlagArray,
@@ -111,6 +113,9 @@ class MultiLabelEvaluator(DatasetEvaluator):
         top_k: Sequence[int] = (3, 5),
         distributed: bool = True,
         folder: str | None = None,
+        unseen_only: bool = False,
+        output_dir: str | None = None,
+        save_predictions: str = "",
     ) -> None:
         """
         Args:
@@ -118,9 +123,14 @@ class MultiLabelEvaluator(DatasetEvaluator):
             top_k: the K of P, R and F1.
             distributed: add up the results of all processes.
             folder: of the temporary file; by default the system's.
+            unseen_only: scores and labels are of the unseen classes alone, as those of a data set that is registered with
+                ``vocabulary="unseen"``.
+            output_dir: where predictions are saved.
+            save_predictions: "labels", "scores" or "json", see :mod:`zeroshot_d2.multilabel.predictions`; "": none.
 
         Raises:
-            ValueError: metadata is missing, or there is no K, or one is not between 1 and the number of classes ranked.
+            ValueError: metadata is missing, or there is no K, or one is not between 1 and the number of classes ranked;
+                no class is unseen, or predictions are to be saved nowhere.
         """
         meta = MetadataCatalog.get(dataset_name)
         missing = [key for key in ("class_split", "labels_complete", "protocol") if not hasattr(meta, key)]
@@ -129,10 +139,12 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 f"data set {dataset_name!r} has no {', '.join(missing)} in its metadata: "
                 "register it with zeroshot_d2.register_multilabel"
             )
+        if save_predictions and not output_dir:
+            raise ValueError("save_predictions needs an output_dir")
         self._dataset_name = dataset_name
-        self._split: ClassSplit = meta.class_split
+        self._split: ClassSplit = meta.class_split.only_unseen() if unseen_only else meta.class_split
         self._complete: bool = meta.labels_complete
-        self._protocol: str = meta.protocol
+        self._protocol: str = "ZSL" if unseen_only else meta.protocol
         self._tasks = tasks_of(self._split, self._protocol)
         self._top_k = tuple(top_k)
         if not self._top_k:
@@ -153,12 +165,18 @@ class MultiLabelEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._folder = folder
         self._scores: ScoreFile | None = None
+        self._saver = None
+        if save_predictions:
+            path = Path(output_dir or "") / PREDICTIONS / dataset_name
+            self._saver = TagSaver(save_predictions, path, self._split, max(self._top_k), distributed=distributed)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything so far."""
         if self._scores is not None:
             self._scores.close()
+        if self._saver is not None:
+            self._saver.discard()
         self._scores = ScoreFile(len(self._split), self._folder) if self._complete else None
         self._annotations = Annotations()
         self._labelled: list[FlagArray] = []
@@ -193,6 +211,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
                     self._annotations.score.append(scores[row, labels])
         if self._scores is not None:
             self._scores.add(scores)
+        if self._saver is not None:
+            self._saver.save([str(record["image_id"]) for record in inputs], scores)
         chosen: dict[str, BoolArray] = {"all": np.ones(len(inputs), dtype=bool)}
         flags = np.zeros(len(inputs), dtype=np.uint8)
         for bit, (images, mask) in enumerate(self._labelling.items()):
@@ -244,6 +264,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
             "num_classes": {task: (with a positive, all)},
             "AP": {class: AP}}; None where a number is not defined. On other processes than the main one: None.
         """
+        if self._saver is not None:
+            self._saver.finish()
         counts = self._gathered_counts()
         absences = sum(int((~present).sum()) for present in self._annotations.positive)
         num_absences = sum(comm.all_gather(absences)) if self._distributed else absences
@@ -357,8 +379,10 @@ class MultiLabelEvaluator(DatasetEvaluator):
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> MultiLabelEvaluator:
-    """The evaluator of the protocol that the data set was registered with, with the K of ``TEST.TOP_K``."""
-    return MultiLabelEvaluator(dataset_name, top_k=cfg.TEST.TOP_K)
+    """The evaluator of the protocol that the data set was registered with; it saves what ``TEST.SAVE_PREDICTIONS`` says."""
+    return MultiLabelEvaluator(
+        dataset_name, top_k=cfg.TEST.TOP_K, output_dir=cfg.OUTPUT_DIR, save_predictions=cfg.TEST.SAVE_PREDICTIONS
+    )
 
 
 def tasks_of(split: ClassSplit, protocol: str) -> dict[str, BoolArray]:

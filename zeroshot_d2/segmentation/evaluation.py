@@ -23,16 +23,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..class_split import ClassSplit
 from ..metrics import harmonic_mean, numbers_only
-from ..storage import write_json
+from ..storage import whole_file
 from .labels import IGNORE_LABEL, read_label
 from .metrics import confusion_matrix, iou_per_class, mean_over, pixel_accuracy, sum_confusions
+from .predictions import PREDICTIONS, PredictionSaver, image_names
 
 GT_OR_PREDICTED = "_gt_or_predicted"
 """Ending of the means that also count a class that is predicted and occurs in no ground truth."""
@@ -42,15 +43,14 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
     """Counts a confusion matrix over a data set and reports the numbers of its protocol.
 
     Beside Detectron2's evaluator: labels go through the data set's lookup table, so that one label folder
-    serves every vocabulary; neither boundary IoU nor a JSON of all predictions is computed.
+    serves every vocabulary; boundary IoU is not computed.
 
     Args:
         dataset_name: a data set registered with :func:`zeroshot_d2.register_sem_seg`, or anything that sets the same
             metadata.
         distributed: add up the counts of all processes.
-        output_dir: where ``sem_seg_predictions.json`` goes if asked for.
-        save_predictions: write it: every predicted mask as COCO run lengths, which takes gigabytes on a large
-            data set.
+        output_dir: of ``confusion/DATA_SET.npz``, the counts, and of saved predictions; None: nothing is written.
+        save_predictions: "labels", "scores" or "json", see :mod:`zeroshot_d2.segmentation.predictions`; "": none.
 
     Raises:
         ValueError: the metadata lacks what is needed, or predictions are to be saved nowhere.
@@ -68,7 +68,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         distributed: bool = True,
         output_dir: str | None = None,
         *,
-        save_predictions: bool = False,
+        save_predictions: str = "",
     ) -> None:
         meta = MetadataCatalog.get(dataset_name)
         missing = [key for key in ("class_split", "label_table", "protocol", "stuff_classes") if not hasattr(meta, key)]
@@ -81,16 +81,28 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             raise ValueError("save_predictions needs an output_dir")
         super().__init__(dataset_name, distributed, output_dir)
         self._compute_boundary_iou = False
-        self._save_predictions = save_predictions
         self._split: ClassSplit = meta.class_split
         self._table = meta.label_table
         self._protocol: str = meta.protocol
+        self._saver = self._build_saver(save_predictions) if save_predictions else None
         self.reset()
+
+    def _build_saver(self, kind: str) -> PredictionSaver:
+        return PredictionSaver(
+            kind,
+            Path(self._output_dir) / PREDICTIONS / self._dataset_name,
+            self._split.names,
+            image_names(DatasetCatalog.get(self._dataset_name), self._dataset_name),
+            self.encode_json_sem_seg,
+            distributed=self._distributed,
+        )
 
     def reset(self) -> None:
         """Forget everything counted so far."""
         super().reset()
         self._num_images = 0
+        if self._saver is not None:
+            self._saver.discard()
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Count a batch.
@@ -116,8 +128,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
                 )
             self._conf_matrix += confusion_matrix(prediction, truth, self._num_classes)
             self._num_images += 1
-            if self._save_predictions:
-                self._predictions.extend(self.encode_json_sem_seg(prediction, record["file_name"]))
+            if self._saver is not None:
+                self._saver.save(record["file_name"], prediction, output.get("sem_seg"))
 
     def _ground_truth(self, file_name: str) -> npt.NDArray[np.int64]:
         """(H, W) vocabulary indices; K where ignored."""
@@ -158,31 +170,40 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             key is absent where the protocol has no such number; None where no labelled pixel tells. On other processes than
             the main one: None.
         """
+        if self._saver is not None:
+            self._saver.finish(is_main=not self._distributed or comm.is_main_process())
         if self._distributed:
             comm.synchronize()
             confusions = comm.gather(self._conf_matrix)
             image_counts = comm.gather(self._num_images)
-            predictions = comm.gather(self._predictions)
             if not comm.is_main_process():
                 return None
             confusion, num_images = sum_confusions(confusions), sum(image_counts)
-            predictions = [entry for part in predictions for entry in part]
         else:
-            confusion, num_images, predictions = self._conf_matrix, self._num_images, self._predictions
-        if self._save_predictions:
-            self._write_predictions(predictions)
+            confusion, num_images = self._conf_matrix, self._num_images
+        if self._output_dir:
+            self._write_confusion(confusion)
         results = protocol_results(confusion, self._split, self._protocol, num_images)
         results["protocol"] += self.protocol_suffix
         self._logger.info("%s\n%s", self._dataset_name, format_results_table({self._dataset_name: results}))
         return results
 
-    def _write_predictions(self, predictions: list[dict[str, Any]]) -> None:
-        write_json(Path(self._output_dir) / "sem_seg_predictions.json", predictions)
+    def _write_confusion(self, confusion: npt.NDArray[np.int64]) -> None:
+        with whole_file(Path(self._output_dir) / "confusion" / f"{self._dataset_name}.npz") as temporary:
+            np.savez_compressed(temporary, confusion=confusion, classes=np.array(self._split.names))
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> ZeroShotSemSegEvaluator:
-    """The evaluator of the protocol that the data set was registered with."""
-    return ZeroShotSemSegEvaluator(dataset_name)
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, kind: type[ZeroShotSemSegEvaluator] = ZeroShotSemSegEvaluator
+) -> ZeroShotSemSegEvaluator:
+    """The evaluator of the protocol that the data set was registered with, which saves what the config says.
+
+    Args:
+        cfg: OUTPUT_DIR and TEST.SAVE_PREDICTIONS are read.
+        dataset_name: the data set.
+        kind: the class.
+    """
+    return kind(dataset_name, output_dir=cfg.OUTPUT_DIR, save_predictions=cfg.TEST.SAVE_PREDICTIONS)
 
 
 def protocol_results(confusion: npt.NDArray[np.int64], split: ClassSplit, protocol: str, num_images: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ batches and processes simply add up.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.integer]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+Counts = npt.NDArray[Any]
 
 
 def confusion_matrix(prediction: IntArray, truth: IntArray, num_classes: int) -> npt.NDArray[np.int64]:
@@ -51,12 +53,22 @@ def iou_per_class(confusion: npt.NDArray[np.int64], *, predicted_counts: bool = 
     Ignored pixels count neither as truth nor as prediction. A class without ground truth has no IoU even where
     it was predicted: its false positives show in the IoU of the classes whose pixels it took.
     """
-    labelled = confusion[:-1, :-1].astype(np.float64)
-    hit = labelled.diagonal()
-    truth, predicted = labelled.sum(axis=0), labelled.sum(axis=1)
+    return iou_of_counts(*class_counts(confusion), predicted_counts=predicted_counts)
+
+
+def class_counts(
+    confusion: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pixels of each class that are right, that have it, and that are predicted as it; each (K,), labelled pixels only."""
+    labelled = confusion[:-1, :-1]
     # A pixel labelled with the class but predicted as "no prediction" is still a miss.
-    truth = truth + confusion[-1, :-1]
-    iou = np.full(len(hit), np.nan)
+    return labelled.diagonal().copy(), confusion[:, :-1].sum(axis=0), labelled.sum(axis=1)
+
+
+def iou_of_counts(hit: Counts, truth: Counts, predicted: Counts, *, predicted_counts: bool = False) -> FloatArray:
+    """As :func:`iou_per_class`, from :func:`class_counts` or weighted sums of them, all (..., K)."""
+    hit, truth, predicted = (np.asarray(counts, dtype=np.float64) for counts in (hit, truth, predicted))
+    iou = np.full(hit.shape, np.nan)
     occurs = (truth > 0) | (predicted > 0) if predicted_counts else truth > 0
     iou[occurs] = 100.0 * hit[occurs] / (truth + predicted - hit)[occurs]
     return iou

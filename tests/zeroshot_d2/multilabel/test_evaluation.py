@@ -154,7 +154,7 @@ def _evaluate_half(rank: int, world: int, folder: str) -> None:
     for complete in (True, False):
         name = f"test_two_processes_{complete}"
         register_multilabel(name, SPLIT, "", labels_from(signs), complete=complete)
-        evaluator = MultiLabelEvaluator(name, top_k=(1, 2))
+        evaluator = MultiLabelEvaluator(name, top_k=(1, 2), output_dir=f"{folder}/out", save_predictions="scores")
         records = list(DatasetCatalog.get(name))
         for index in range(rank, len(records), world):
             evaluator.process([records[index]], [{"scores": torch.from_numpy(scores[index])}])
@@ -177,6 +177,10 @@ def test_two_processes_add_up(tmp_path, register, num_images):
     torch.multiprocessing.spawn(_evaluate_half, args=(2, str(tmp_path)), nprocs=2)
     together = json.loads((tmp_path / "results.json").read_text())
     for complete in (True, False):
+        saved = tmp_path / "out" / "predictions" / f"test_two_processes_{complete}"
+        rows = [int(line.removesuffix(".jpg")) for line in (saved / "images.txt").read_text().split()]
+        assert sorted(rows) == list(range(num_images))
+        np.testing.assert_array_equal(np.load(saved / "scores.npy"), scores[rows])
         name = f"test_alone_{complete}"
         inputs = register(labels_from(signs), name=name, complete=complete)
         assert together[str(complete)] == json.loads(json.dumps(run(inputs, scores, name)))

@@ -164,13 +164,29 @@ def test_hiou_needs_both_kinds_of_class(register):
 
 def test_predictions_are_written_only_on_request(register, tmp_path):
     inputs, outputs = register([[[0, 1]]]), [as_scores([[0, 1]])]
-    for asked in (False, True):
+    file = tmp_path / "out" / "predictions" / "test_evaluation" / "sem_seg_predictions.json"
+    for asked in ("", "json"):
         evaluator = ZeroShotSemSegEvaluator("test_evaluation", False, str(tmp_path / "out"), save_predictions=asked)
         evaluator.process(inputs, outputs)
         evaluator.report()
-        assert (tmp_path / "out" / "sem_seg_predictions.json").exists() is asked
-    entries = json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text())
-    assert [entry["category_id"] for entry in entries] == [0, 1]
+        assert file.exists() is bool(asked)
+    evaluator.report()  # again, which leaves the file as it is
+    assert [entry["category_id"] for entry in json.loads(file.read_text())] == [0, 1]
+
+
+def test_labels_without_scores_cannot_be_saved_as_scores(register, tmp_path):
+    inputs = register([[[0, 1]]])
+    evaluator = ZeroShotSemSegEvaluator("test_evaluation", False, str(tmp_path), save_predictions="scores")
+    with pytest.raises(ValueError, match="TEST.SAVE_PREDICTIONS scores: the model gives labels"):
+        evaluator.process(inputs, [{"sem_seg_labels": torch.tensor([[0, 1]])}])
+
+
+def test_images_of_one_id_cannot_be_saved(register, tmp_path):
+    register([[[0, 1]], [[0, 1]]])
+    records = [{**record, "image_id": 0} for record in DatasetCatalog.get("test_evaluation")]
+    register_sem_seg("test_evaluation", SPLIT, load=lambda: records, replace=True)
+    with pytest.raises(ValueError, match="2 images, but 1 different image ids"):
+        ZeroShotSemSegEvaluator("test_evaluation", False, str(tmp_path), save_predictions="labels")
 
 
 def test_bad_input_is_named(register):
@@ -187,7 +203,7 @@ def test_bad_input_is_named(register):
     with pytest.raises(ValueError, match="strange.jpg is not an image"):
         evaluator.process([{"file_name": "strange.jpg"}], [as_scores([[0, 1]])])
     with pytest.raises(ValueError, match="output_dir"):
-        ZeroShotSemSegEvaluator("test_evaluation", save_predictions=True)
+        ZeroShotSemSegEvaluator("test_evaluation", save_predictions="labels")
     with pytest.raises(ValueError, match="unknown protocol 'zs'"):
         protocol_results(np.zeros((4, 4), dtype=np.int64), SPLIT, "zs", 0)
 
@@ -225,7 +241,7 @@ def _count_half(rank: int, world: int, folder: str) -> None:
         Image.new("RGB", truth.shape[::-1]).save(photo)
         records.append({"file_name": str(photo), "sem_seg_file_name": str(path), "image_id": i})
     register_sem_seg("test_two_processes", SPLIT, load=lambda: records)
-    evaluator = ZeroShotSemSegEvaluator("test_two_processes")
+    evaluator = ZeroShotSemSegEvaluator("test_two_processes", output_dir=f"{folder}/out", save_predictions="json")
     for record in records[rank::world]:
         evaluator.process([record], [{"sem_seg_labels": torch.tensor([[0, 1, 2, 1]])}])
     results = evaluator.report()
@@ -244,6 +260,10 @@ def test_two_processes_add_up(tmp_path, register):
     alone = run("test_evaluation", inputs, [{"sem_seg_labels": torch.tensor([[0, 1, 2, 1]])}] * 3)
     assert together == alone
     assert together["num_images"] == 3 and not math.isnan(together["mIoU"])
+    folder = tmp_path / "out" / "predictions" / "test_two_processes"
+    entries = json.loads((folder / "sem_seg_predictions.json").read_text())
+    assert len(entries) == 9 and len({entry["file_name"] for entry in entries}) == 3
+    assert {path.name for path in folder.iterdir()} == {"sem_seg_predictions.json", "classes.txt"}
 
 
 def test_detectron2_gets_numbers_and_the_file_everything(register):

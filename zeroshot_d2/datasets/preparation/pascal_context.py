@@ -21,11 +21,11 @@ import numpy as np
 
 from ...cli import Parser, positive
 from ...images import MAX_PIXELS
+from ...json_stream import fields, stream_json_arrays
+from ...segmentation.masks import check_size, decode_mask
 from ...storage import check_inside, datasets_root
 from ..builtin import load_class_list
 from .jobs import run_jobs, save_label, write_lists
-from .json_stream import fields, stream_json_arrays
-from .masks import check_size, decode_mask
 
 Segment = tuple[int, Any]  # label value, and its mask as in the JSON
 Job = tuple[Path, Path, int, int, list[Segment]]  # JSON, output file, height, width, segments in painting order

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from zeroshot_d2.datasets.preparation.json_stream import stream_json_arrays
+from zeroshot_d2.json_stream import stream_json_arrays
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])

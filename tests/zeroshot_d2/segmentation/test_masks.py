@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from zeroshot_d2.datasets.preparation.masks import check_size, decode_mask
+from zeroshot_d2.segmentation.masks import check_size, decode_mask
 
 HEIGHT, WIDTH = 7, 11
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from ...storage import wrong_content
+from .storage import wrong_content
 
 
 def stream_json_arrays(
@@ -27,14 +28,7 @@ def stream_json_arrays(
         FileNotFoundError: there is no such file.
         ValueError: it is not such a JSON file, is cut off, or lacks one of the arrays.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{os.fspath(path)} does not exist: correct the path, or fetch the file")
-    with open(path, "rb") as head:
-        reason = wrong_content(head.read(64))
-    if reason:
-        raise ValueError(f"{os.fspath(path)} cannot be read: {reason}")
-    with open(path, encoding="utf-8-sig") as file:
-        reader = _JsonReader(os.fspath(path), file.read, chunk_chars)
+    with _opened(path, chunk_chars) as reader:
         reader.expect("{")
         found = set()
         separator = "," if reader.peek() != "}" else "}"
@@ -54,6 +48,29 @@ def stream_json_arrays(
         raise ValueError(
             f"{os.fspath(path)} has no array {missing}; it has {sorted(map(str, found))}: is it the right file?"
         )
+
+
+def stream_json_array(path: str | os.PathLike[str], chunk_chars: int = 1 << 20) -> Iterator[Any]:
+    """The elements of a JSON file whose top level is an array, ``[element, ...]``, without holding the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a JSON file, or is cut off.
+    """
+    with _opened(path, chunk_chars) as reader:
+        yield from reader.array()
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], chunk_chars: int) -> Iterator[_JsonReader]:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{os.fspath(path)} does not exist: correct the path, or fetch the file")
+    with open(path, "rb") as head:
+        reason = wrong_content(head.read(64))
+    if reason:
+        raise ValueError(f"{os.fspath(path)} cannot be read: {reason}")
+    with open(path, encoding="utf-8-sig") as file:
+        yield _JsonReader(os.fspath(path), file.read, chunk_chars)
 
 
 def fields(entry: Any, path: str | os.PathLike[str], **kinds: type) -> list[Any]:
@@ -109,8 +126,8 @@ class _JsonReader:
         found = self.peek()
         if found not in allowed:
             raise ValueError(
-                f"{self._path} is no JSON object of arrays: found {found!r} where {allowed!r} should be; is it the right "
-                "file?"
+                f"{self._path} is not JSON of the expected form: found {found!r} where {allowed!r} should be; is it the "
+                "right file?"
             )
         self._start += 1
         return found
