@@ -75,11 +75,12 @@ def table(title: str, headings: Mapping[str, str], rows: Mapping[str, Sequence[P
     lines = [f"**{title}**", "", "| | " + " | ".join(headings.values()) + " |", "|---|" + "---|" * len(headings)]
     for label, files in rows.items():
         results = [json.loads(file.read_text())[dataset] for file in files]
-        cells = [_mean_and_deviation([result[metric] for result in results]) for metric in headings]
+        cells = [mean_and_deviation([result[metric] for result in results]) for metric in headings]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _mean_and_deviation(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """ "mean ± sample standard deviation", with one decimal."""
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{deviation}"
