@@ -39,7 +39,7 @@ class OracleEvaluator(ZeroShotSemSegEvaluator):
         return oracle_prediction(output["proposals"]["mask_logits"], truth, self._num_classes)
 
 
-def _masks_at(mask_logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+def masks_at(mask_logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
     """Mask probabilities (<= 8, H, W) at full size, a few proposals at a time, in order."""
     for chunk in mask_logits.split(_MASKS_PER_CHUNK):
         yield F.interpolate(chunk[None].float(), size=size, mode="bilinear", align_corners=False)[0].sigmoid()
@@ -66,7 +66,7 @@ def oracle_prediction(mask_logits: Tensor, truth: npt.NDArray[np.int64], num_cla
     regions = (labels == present[:, None, None]).float()  # (C, H, W), C classes in the image
 
     scores = torch.zeros_like(regions)
-    for masks in _masks_at(mask_logits, (height, width)):
+    for masks in masks_at(mask_logits, (height, width)):
         overlap = masks.flatten(1) @ regions.flatten(1).T  # (<= 8, C)
         scores.index_add_(0, overlap.argmax(dim=1), masks)
     return present[scores.argmax(dim=0)].cpu().numpy()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
@@ -25,6 +25,7 @@ from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
 from zeroshot_d2.ranges import declare, registered
 from zeroshot_d2.segmentation.text_segmenter import TextSegmenter
+from zeroshot_d2.shared_pass import distinct_images
 from zeroshot_d2.vocabulary import vocabulary_of
 
 OUTPUTS = ("scores", "labels")
@@ -34,6 +35,9 @@ declare("MODEL.ALIGNZEG", {"PBC.POSTPROCESSOR": registered(POSTPROCESSOR_REGISTR
 
 class ProposalSegmenter(TextSegmenter):
     """A segmenter by mask proposals, each with a class by CLIP's text prototypes."""
+
+    classifies_features_alone: ClassVar[bool] = True
+    """Whether a proposal's class depends on its features alone, and not on other views of the image as well."""
 
     def __init__(
         self,
@@ -148,6 +152,8 @@ class ProposalSegmenter(TextSegmenter):
     ) -> list[dict[str, Any]]:
         """Images of one padded size run together; each gives what it gives alone.
 
+        Inputs that hold the same tensor, with several vocabularies, share one pass through the network.
+
         Args:
             batched_inputs: as for :meth:`forward`.
             output: "scores" or "labels"; by default what the config says.
@@ -166,8 +172,9 @@ class ProposalSegmenter(TextSegmenter):
         if output not in OUTPUTS:
             raise ValueError(f"the output must be one of {OUTPUTS}, got {output!r}")
         proposals = self.return_proposals if proposals is None else proposals
-        images = [self.normalised(x) for x in batched_inputs]
         vocabularies = [vocabulary_of(x, self.default_vocabulary) for x in batched_inputs]
+        first, which = distinct_images(batched_inputs)
+        images = [self.normalised(batched_inputs[i]) for i in first]
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             groups[self._padded_size(image)].append(index)
@@ -175,19 +182,24 @@ class ProposalSegmenter(TextSegmenter):
         for padded_size, indices in groups.items():
             batch = ImageList.from_tensors([images[i] for i in indices], self.size_divisibility)
             mask_logits, features = self.extract_proposals(batch.tensor)
-            for i, image_masks, image_features in zip(indices, mask_logits, features, strict=True):
-                inputs, (height, width) = batched_inputs[i], images[i].shape[-2:]
+            place = {index: row for row, index in enumerate(indices)}
+            for i, inputs in enumerate(batched_inputs):
+                row = place.get(which[i])
+                if row is None:
+                    continue
+                image = images[which[i]]
+                height, width = image.shape[-2:]
                 results[i] = self.segment(
-                    images[i],
-                    image_features,
-                    image_masks.float(),
+                    image,
+                    features[row],
+                    mask_logits[row].float(),
                     vocabularies[i],
                     padded_size=padded_size,
                     output_size=(inputs.get("height", height), inputs.get("width", width)),
                     output=output,
                     with_proposals=proposals,
                 )
-        return [results[i] for i in range(len(images))]
+        return [results[i] for i in range(len(batched_inputs))]
 
     def segment(
         self,

@@ -34,4 +34,5 @@ SYSTEM = System(
         "web_tab": "alignzeg_d2.web_tab:SegmentationTab",
         "demo": "alignzeg_d2.demo:Demo",
     },
+    verbs={"bias-report": "alignzeg_d2.bias_report:main"},
 )

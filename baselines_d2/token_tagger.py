@@ -20,6 +20,8 @@ from detectron2.layers import NaiveSyncBatchNorm
 from torch import Tensor, nn
 
 from epsilon_d2.tagger import Tagger, positive_matrix
+from zeroshot_d2.defaults import plain_defaults
+from zeroshot_d2.shared_pass import distinct_images
 from zeroshot_d2.vocabulary import training_vocabulary, vocabulary_of
 
 
@@ -53,6 +55,7 @@ class TokenTagger(Tagger):
 
     uses_cls_token: ClassVar[bool] = False
 
+    @plain_defaults()
     @configurable
     def __init__(
         self,
@@ -134,14 +137,15 @@ class TokenTagger(Tagger):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """``batched_inputs`` as for :meth:`forward` -> a dict per image with ``scores`` (K,)."""
-        tokens = self._tokens_of(batched_inputs)
+        first, which = distinct_images(batched_inputs)
+        tokens = self._tokens_of([batched_inputs[i] for i in first])
         vocabularies = [vocabulary_of(inputs, self.default_vocabulary) for inputs in batched_inputs]
         with torch.autocast(self.device.type, enabled=False):
             encoded = self.head(tokens)
             scores = {
                 vocabulary: self.head.scores(encoded, self.label_vectors(vocabulary)) for vocabulary in set(vocabularies)
             }
-        return [{"scores": scores[vocabulary][i]} for i, vocabulary in enumerate(vocabularies)]
+        return [{"scores": scores[vocabulary][i]} for i, vocabulary in zip(which, vocabularies, strict=True)]
 
     def _tokens_of(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Tokens:
         tokens = self.backbone(self.images_of(batched_inputs))["tokens"].float()
@@ -168,7 +172,7 @@ def signed_labels(batched_inputs: Sequence[Mapping[str, Any]], num_classes: int)
     """
     positive = positive_matrix([inputs["positive_labels"] for inputs in batched_inputs], num_classes)
     negative = positive_matrix([inputs.get("negative_labels", ()) for inputs in batched_inputs], num_classes)
-    complete = torch.tensor([_labels_are_complete(inputs) for inputs in batched_inputs])
+    complete = torch.tensor([_labels_are_complete(inputs) for inputs in batched_inputs], device=positive.device)
     return torch.where(positive, 1, torch.where(negative | complete[:, None], -1, 0)).to(torch.int8)
 
 

@@ -30,6 +30,7 @@ from alignzeg_d2.system import build_evaluator
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
 from zeroshot_d2.clip.text import TEMPLATES
+from zeroshot_d2.defaults import plain_defaults
 from zeroshot_d2.frozen import leave_out_frozen
 from zeroshot_d2.ranges import check_multiple, check_ranges, choice, declare, number, whole
 from zeroshot_d2.segmentation.config import add_segmentation_config
@@ -150,6 +151,9 @@ def ensemble(network: Tensor, clip: Tensor, seen: Tensor, weight: float) -> Tens
 class TwoStage(ProposalSegmenter):
     """Proposals by a network, whose classes CLIP judges too."""
 
+    classifies_features_alone = False
+
+    @plain_defaults()
     @configurable
     def __init__(
         self,
@@ -246,7 +250,7 @@ class TwoStage(ProposalSegmenter):
         result = super().segment(
             image, features, mask_logits, vocabulary, padded_size=padded_size, output="scores", **wanted
         )
-        scores = result.pop("sem_seg") - self.seen_discount * self.seen_mask(vocabulary)[:, None, None]
+        scores = result.pop("sem_seg") - self.seen_discount * self.seen_mask(vocabulary).float()[:, None, None]
         return {**of_scores(scores, output), **result}
 
     def clip_probabilities(self, image: Tensor, masks: Tensor, background: Tensor, vocabulary: ClassSplit) -> Tensor:

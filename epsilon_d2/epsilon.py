@@ -20,6 +20,8 @@ from epsilon_d2.modeling.gfp import GlobalForwardPropagation
 from epsilon_d2.modeling.gpa import GroupPromptsAggregation
 from epsilon_d2.modeling.semantic_fuser import SemanticFuser, class_scores
 from epsilon_d2.tagger import Tagger, positive_matrix
+from zeroshot_d2.defaults import plain_defaults
+from zeroshot_d2.shared_pass import distinct_images
 from zeroshot_d2.vocabulary import training_vocabulary, vocabulary_of
 
 
@@ -42,6 +44,7 @@ class Semantics:
 class Epsilon(Tagger):
     """Multi-label zero-shot classification with Group Prompts Aggregation (GPA) and Global Forward Propagation (GFP)."""
 
+    @plain_defaults()
     @configurable
     def __init__(
         self,
@@ -132,16 +135,22 @@ class Epsilon(Tagger):
             batched_inputs: as for :meth:`forward`.
             attention: whether to return where the groups look; by default what the config says.
 
+        Inputs that hold the same tensor, with several vocabularies, share one pass through the network.
+
         Returns:
             a dict per image with ``scores`` (K,), one per class of the vocabulary in its order, and, when asked for,
             ``group_attention`` and ``global_attention`` (G, h, w): the share of each patch in what a group sees, without
             [CLS]; and ``group_of_class`` (K,): which group gave each score.
         """
         attention = self.return_attention if attention is None else attention
-        semantics = self._semantics_of(batched_inputs)
+        first, which = distinct_images(batched_inputs)
+        semantics = self._semantics_of([batched_inputs[i] for i in first])
         vocabularies = [vocabulary_of(inputs, self.default_vocabulary) for inputs in batched_inputs]
         vectors = {vocabulary: self.label_vectors(vocabulary) for vocabulary in set(vocabularies)}
-        return [self._classify(semantics, i, vectors[vocabulary], attention) for i, vocabulary in enumerate(vocabularies)]
+        return [
+            self._classify(semantics, i, vectors[vocabulary], attention)
+            for i, vocabulary in zip(which, vocabularies, strict=True)
+        ]
 
     def _semantics_of(self, batched_inputs: list[dict[str, Any]]) -> Semantics:
         return self.extract_semantics(self.images_of(batched_inputs))

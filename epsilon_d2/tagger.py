@@ -149,13 +149,13 @@ def positive_matrix(positive_labels: Sequence[Any], num_classes: int) -> Tensor:
         ValueError: an index outside the vocabulary.
     """
     counts = [len(labels) for labels in positive_labels]
-    rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    rows = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
     columns = torch.from_numpy(np.concatenate([np.asarray(labels, dtype=np.int64) for labels in positive_labels]))
     if len(columns) and not (columns.min() >= 0 and columns.max() < num_classes):
         raise ValueError(
             f"labels [{columns.min()}, {columns.max()}] are not all among the {num_classes} classes of the vocabulary"
         )
-    matrix = torch.zeros(len(counts), num_classes, dtype=torch.bool)
+    matrix = torch.zeros(len(counts), num_classes, dtype=torch.bool, device="cpu")
     matrix[rows, columns] = True
     return matrix
 

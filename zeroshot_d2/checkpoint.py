@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -203,9 +204,14 @@ def read_run(path: PathLike) -> RunState | None:
         raise ValueError(f"the settings in the checkpoint {path} are not as this version writes them: {error}") from error
 
 
+# Of periodic checkpoints and of the last one; model_best.pth and model_average.pth hold weights alone.
+_RESUMABLE = re.compile(r"model_(\d{7}|final)")
+
+
 def checkpoints_in(folder: PathLike) -> list[Path]:
-    """The checkpoints of trainings in ``folder``, whole or not, the newest last."""
-    return sorted(Path(folder).glob("model_*.pth"), key=_age)
+    """The checkpoints that trainings in ``folder`` go on from, whole or not, the newest last."""
+    files = Path(folder).glob("model_*.pth")
+    return sorted((file for file in files if _RESUMABLE.fullmatch(file.stem)), key=_age)
 
 
 def newest_whole_checkpoint(folder: PathLike) -> Path | None:
@@ -327,23 +333,33 @@ class Checkpointer(DetectionCheckpointer):
         """Write ``save_dir/name.pth`` and name it in ``last_checkpoint``; on the main process only."""
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), **{key: obj.state_dict() for key, obj in self.checkpointables.items()}}
-        if self.record is not None:
-            data[ENTRY] = self.record.to_dict()
+        state = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
         if self.run is not None:
-            data[RUN_ENTRY] = self.run.to_dict()
-        file = Path(self.save_dir) / f"{name}.pth"
-        self.logger.info("Saving checkpoint to %s", file)
-        with whole_file(file) as temporary:
-            try:
-                torch.save({**data, **kwargs}, temporary)
-            except RuntimeError as error:  # how torch's writer says that the disk is full
-                raise OSError(errno.EIO, f"writing failed, is the disk full? ({error})") from error
+            state[RUN_ENTRY] = self.run.to_dict()
+        file = self._write(name, {**state, **kwargs})
         self.tag_last_checkpoint(file.name)
         if self.keep:
             periodic = sorted(Path(self.save_dir).glob("model_" + "[0-9]" * 7 + ".pth"), key=_age)
             for old in periodic[: -self.keep]:
                 old.unlink()
+
+    def save_weights(self, name: str) -> None:
+        """Write ``save_dir/name.pth`` with the model alone, which no run goes on from; on the main process only."""
+        if self.save_dir and self.save_to_disk:
+            self._write(name, {})
+
+    def _write(self, name: str, state: Mapping[str, Any]) -> Path:
+        data = {"model": self.model.state_dict(), **state}
+        if self.record is not None:
+            data[ENTRY] = self.record.to_dict()
+        file = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", file)
+        with whole_file(file) as temporary:
+            try:
+                torch.save(data, temporary)
+            except RuntimeError as error:  # how torch's writer says that the disk is full
+                raise OSError(errno.EIO, f"writing failed, is the disk full? ({error})") from error
+        return file
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_text(Path(self.save_dir) / LAST_CHECKPOINT, last_filename_basename)

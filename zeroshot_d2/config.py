@@ -44,6 +44,17 @@ def add_trainer_config(cfg: CfgNode) -> None:
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD writes stay, the newest ones; 0: all.
     cfg.SOLVER.CHECKPOINT_KEEP = 0
 
+    # The batch goes through the network in so many pieces, one after another; its gradients are summed.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Of SOLVER.AMP: "float16", on CUDA devices only, or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Parts of the model that are not trained: names of modules or parameters, such as "image_encoder".
+    cfg.SOLVER.FREEZE = []
+    # Of an exponential moving average of the weights, which is evaluated and saved as model_average.pth; 0: none.
+    cfg.SOLVER.EMA_DECAY = 0.0
+    # A project of Weights & Biases that gets losses and results; "": none.
+    cfg.SOLVER.WANDB_PROJECT = ""
+
     # ---- data ----
     # False: an image or label that cannot be read ends the run with an error that names the file.
     # True: training replaces it by another image, counts it and logs its name. Evaluation never skips an image.
@@ -54,6 +65,11 @@ def add_trainer_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     # Images per process and step of the evaluation.
     cfg.TEST.IMS_PER_BATCH = 1
+    # A number of the first of DATASETS.TEST, such as "hIoU" or "ZSL_mAP": the weights of its highest value are saved as
+    # model_best.pth; "": none. TEST.EVAL_PERIOD says how often.
+    cfg.TEST.BEST_METRIC = ""
+    # With BEST_METRIC: the training stops after so many evaluations without a better one; 0: never.
+    cfg.TEST.PATIENCE = 0
     # Save what evaluation predicts below OUTPUT_DIR/predictions: "labels", "scores" or "json"; "": nothing.
     cfg.TEST.SAVE_PREDICTIONS = ""
 
@@ -73,6 +89,7 @@ declare(
         "DATALOADER.NUM_WORKERS": whole(0),
         "TEST.EVAL_PERIOD": whole(0),
         "TEST.IMS_PER_BATCH": whole(1),
+        "TEST.PATIENCE": whole(0),
         "TEST.SAVE_PREDICTIONS": choice("", "labels", "scores", "json"),
         "TEST.PRECISE_BN.ENABLED": choice(False),  # no system has batch norm
         "OUTPUT_DIR": folder(),
@@ -113,5 +130,9 @@ declare(
         "REFERENCE_WORLD_SIZE": whole(0),
         "CHECKPOINT_PERIOD": whole(1),
         "CHECKPOINT_KEEP": whole(0),
+        "ACCUMULATION_STEPS": whole(1),
+        "AMP.DTYPE": choice("float16", "bfloat16"),
+        "FREEZE": each(text(), distinct=True),
+        "EMA_DECAY": number(0, below=1),
     },
 )

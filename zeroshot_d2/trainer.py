@@ -5,49 +5,50 @@ The mapper and the evaluator are those of the config's system, see :mod:`zerosho
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
+import secrets
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import (
+    DatasetCatalog,
     DatasetFromList,
     MapDataset,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.data.samplers import InferenceSampler
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    HookBase,
-    SimpleTrainer,
-    create_ddp_model,
-    hooks,
-)
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .best_model import AVERAGE, KeepBest, WeightAverage, frozen_by_name, should_stop
 from .checkpoint import Checkpointer, ModelRecord, read_run
 from .metrics import numbers_only
 from .processes import use_served_forks
+from .progress import ProgressLine, WandbWriter
 from .resume import RunState, check_resumed
+from .shared_pass import EachEvaluator, SharedMapper, SharedPass, SharedRecords, sets_of_same_images
 from .solver import build_lr_scheduler, build_optimizer, epochs_to_iterations
 from .startup import check_datasets, check_evaluation, check_training, check_warmup
-from .stopping import StopAtSignal, check_finite
+from .stopping import StopAtSignal
 from .storage import write_json
 from .system import find_system
-from .training_stream import DatasetDict, Mapper, Sample, TrainingLoader, WorkerDataset, seed_iteration
+from .training_step import TrainingStep
+from .training_stream import DatasetDict, Mapper, Sample, TrainingLoader, WorkerDataset, kept_generators, seed_iteration
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Trainer(DefaultTrainer):
     images. Results go to ``OUTPUT_DIR/results.json``.
     """
 
+    @kept_generators()
     def __init__(self, cfg: CfgNode) -> None:
         # DefaultTrainer.__init__ wraps the model for GPUs only and knows neither epochs nor our loader. The same
         # objects are built here, in its order; everything else is inherited.
@@ -75,6 +77,7 @@ class Trainer(DefaultTrainer):
         seed_all_rng(cfg.SEED)
 
         model = self.build_model(cfg)
+        frozen_by_name(model, cfg.SOLVER.FREEZE)
         record = ModelRecord.for_training(cfg, model)
         if hasattr(model, "trained_classes"):
             model.trained_classes = frozenset(record.trained)
@@ -84,7 +87,7 @@ class Trainer(DefaultTrainer):
         cfg = epochs_to_iterations(cfg, data_loader.num_images)
         check_warmup(cfg)
         model = distribute(model)
-        self._trainer = _build_step(cfg, model, data_loader, optimizer)
+        self._trainer = TrainingStep.of_config(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
             model,
@@ -96,22 +99,33 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter = 0
         self._forced = False  # resumed although settings differ
+        self._enough = False  # evaluations have not become better for long enough
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks without PreciseBN, a stop at SIGTERM, the report of skipped images."""
+        """Detectron2's hooks without PreciseBN; a stop at SIGTERM, the average and the best of the weights, and the report
+        of skipped images."""
         cfg = self.cfg
 
         stop = self._stop = StopAtSignal()
+        average = self._average = WeightAverage(self.model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+        best = None
+        if cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST:
+            best = KeepBest(self.checkpointer, cfg.DATASETS.TEST[0], cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
 
         def test() -> dict[str, dict[str, float]]:
-            with stop.around_evaluation():
+            enough = False
+            with stop.around_evaluation(), contextlib.nullcontext() if average is None else average.in_place():
                 self._last_eval_results = self.test(cfg, self.model)
+                if best is not None and comm.is_main_process():
+                    enough = best.look(self._last_eval_results, self.iter)
+            self._enough = best is not None and should_stop(enough)
             return {dataset: numbers_only(metrics) for dataset, metrics in self._last_eval_results.items()}
 
         result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        result += [hook for hook in (average, best) if hook is not None]
         if comm.is_main_process():
             result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         result += [stop, ReportSkippedImages()]
@@ -165,12 +179,31 @@ class Trainer(DefaultTrainer):
         """Write the checkpoint of an iteration that is done, as the periodic ones are written."""
         self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
 
+    @kept_generators()
     def train(self) -> Results | None:
         """Train from ``start_iter`` to ``SOLVER.MAX_ITER``, then evaluate; the data stream starts at ``start_iter``."""
         self.data_loader.start_at(self.start_iter)
-        with self._stop.listening():
+        with self._stop.listening(), contextlib.suppress(_Enough):
             super().train()
+        if self._average is not None and comm.is_main_process():
+            with self._average.in_place():
+                self.checkpointer.save_weights(AVERAGE)
         return getattr(self, "_last_eval_results", None)
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self._enough and self.iter + 1 < self.max_iter:
+            self.checkpointer.save("model_final", iteration=self.iter)
+            raise _Enough
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, with a line of progress that says images per second, and Weights & Biases if a project is named."""
+        line = ProgressLine(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH)
+        writers = [line if isinstance(writer, CommonMetricPrinter) else writer for writer in super().build_writers()]
+        if self.cfg.SOLVER.WANDB_PROJECT:
+            settings = yaml.safe_load(self.cfg.dump())
+            writers.append(WandbWriter(self.cfg.SOLVER.WANDB_PROJECT, self.cfg.OUTPUT_DIR, settings))
+        return writers
 
     def run_step(self) -> None:
         seed_iteration(self.cfg.SEED, self.iter)
@@ -208,12 +241,14 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader[list[Sample]]:
         """Batches of ``TEST.IMS_PER_BATCH`` images, each image once, shared out over the processes."""
-        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
-        if isinstance(records, list):
-            records = DatasetFromList(records, copy=False)
+        records = _test_records(dataset_name)
+        return cls._test_loader(cfg, records, _Strict(cls.build_mapper(cfg, is_train=False)))
+
+    @classmethod
+    def _test_loader(cls, cfg: CfgNode, records: Any, mapper: Callable[[Any], Any]) -> DataLoader[Any]:
         return use_served_forks(
             build_detection_test_loader(
-                WorkerDataset(MapDataset(records, _Strict(cls.build_mapper(cfg, is_train=False)))),
+                WorkerDataset(MapDataset(records, mapper)),
                 mapper=None,
                 sampler=InferenceSampler(len(records)),
                 batch_size=cfg.TEST.IMS_PER_BATCH,
@@ -248,22 +283,65 @@ class Trainer(DefaultTrainer):
         if not cfg.DATASETS.TEST:
             raise ValueError("DATASETS.TEST is empty: there is nothing to evaluate on")
         check_datasets(cfg)
-        results: Results = {}
-        for index, dataset_name in enumerate(cfg.DATASETS.TEST):
-            data_loader = cls.build_test_loader(cfg, dataset_name)
-            evaluator = evaluators[index] if evaluators is not None else cls.build_evaluator(cfg, dataset_name)
-            logger.info("evaluating on %s (%d images)", dataset_name, len(data_loader.dataset))  # type: ignore[arg-type]
-            by_task = inference_on_dataset(model, data_loader, evaluator)
-            if not comm.is_main_process():
-                continue
-            details = getattr(evaluator, "details", None)
-            if details is None:
-                details = next(iter(by_task.values())) if len(by_task) == 1 else by_task
-            facts = getattr(getattr(model, "module", model), "result_facts", None)
-            results[dataset_name] = {**details, "model": facts} if facts else details
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        evaluator_of = dict(zip(cfg.DATASETS.TEST, evaluators, strict=True))
+        facts = getattr(getattr(model, "module", model), "result_facts", None)
+        found: Results = {}
+        for names in cls._test_groups(cfg):
+            reports = cls._evaluate(cfg, model, names, [evaluator_of[name] for name in names])
+            if comm.is_main_process():
+                found |= {
+                    name: {**report, "model": facts} if facts else report
+                    for name, report in zip(names, reports, strict=True)
+                }
+        results = {name: found[name] for name in cfg.DATASETS.TEST if name in found}
         if comm.is_main_process() and cfg.OUTPUT_DIR:
             write_json(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, results)
         return results
+
+    @classmethod
+    def _test_groups(cls, cfg: CfgNode) -> list[list[str]]:
+        """``DATASETS.TEST``, those of the same images together; a mapper of the system's own may treat them differently."""
+        system = find_system(cfg.MODEL.META_ARCHITECTURE)
+        if len(cfg.DATASETS.TEST) == 1 or system.mapper is not None or "mapper" in system.parts:
+            return [[name] for name in cfg.DATASETS.TEST]
+        return sets_of_same_images({name: DatasetCatalog.get(name) for name in cfg.DATASETS.TEST})
+
+    @classmethod
+    def _evaluate(
+        cls, cfg: CfgNode, model: nn.Module, names: Sequence[str], evaluators: Sequence[DatasetEvaluator]
+    ) -> list[dict[str, Any]]:
+        """What the evaluators report of test sets of the same images, on the main process."""
+        if len(names) == 1:
+            loader = cls.build_test_loader(cfg, names[0])
+            number = len(loader.dataset)  # type: ignore[arg-type]
+            logger.info("evaluating on %s (%d images)", names[0], number)
+            by_task = [inference_on_dataset(model, loader, evaluators[0])]
+        else:
+            records = SharedRecords([_test_records(name) for name in names])
+            logger.info("evaluating on %s in one pass (%d images)", " and ".join(names), len(records))
+            mapper = SharedMapper(_Strict(cls.build_mapper(cfg, is_train=False)))
+            loader = cls._test_loader(cfg, records, mapper)
+            by_task = inference_on_dataset(SharedPass(model), loader, EachEvaluator(evaluators))
+        if not comm.is_main_process():
+            return []
+        reports = []
+        for evaluator, result in zip(evaluators, by_task, strict=True):
+            details = getattr(evaluator, "details", None)
+            if details is None:
+                details = next(iter(result.values())) if len(result) == 1 else result
+            reports.append(details)
+        return reports
+
+
+def _test_records(dataset_name: str) -> Any:
+    records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+    return DatasetFromList(records, copy=False) if isinstance(records, list) else records
+
+
+class _Enough(BaseException):
+    """Ends a training before its last iteration; Detectron2's loop reports every Exception as a failure."""
 
 
 class ReportSkippedImages(HookBase):
@@ -301,7 +379,8 @@ def with_seed(cfg: CfgNode) -> CfgNode:
         return cfg
     result = cfg.clone()
     result.defrost()
-    result.SEED = comm.shared_random_seed()
+    # Not out of the global generators, which are the same before each of several runs.
+    (result.SEED, *_) = comm.all_gather(secrets.randbelow(2**31))
     if cfg.is_frozen():
         result.freeze()
     logger.info("SEED is negative: this run draws %d", result.SEED)
@@ -331,42 +410,6 @@ def distribute(model: nn.Module) -> nn.Module:
     )
 
 
-def _build_step(
-    cfg: CfgNode, model: nn.Module, data_loader: TrainingLoader, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
-    """The inner trainer that runs one step: with mixed precision where it is wanted and the model is on a GPU."""
-    if not cfg.SOLVER.AMP.ENABLED:
-        return _Step(model, data_loader, optimizer)
-    if next(model.parameters()).device.type != "cuda":
-        logger.info("SOLVER.AMP.ENABLED is ignored: mixed precision is used on CUDA devices only")
-        return _Step(model, data_loader, optimizer)
-    return _AMPStep(model, data_loader, optimizer, grad_scaler=torch.amp.GradScaler("cuda"))
-
-
 def _kind(optimizer_state: Mapping[str, Any]) -> set[str]:
     """The settings that an optimiser has, which differ between AdamW and SGD."""
     return set(optimizer_state["param_groups"][0]) - {"initial_lr"}
-
-
-class _Step(SimpleTrainer):
-    """Detectron2's step, which ends at a loss that is not finite before the weights are changed by it."""
-
-    def _write_metrics(
-        self, loss_dict: Mapping[str, torch.Tensor], data_time: float, prefix: str = "", iter: int | None = None
-    ) -> None:
-        check_finite(loss_dict, self.iter, self.data_loader.images)
-        super()._write_metrics(loss_dict, data_time, prefix, iter)
-
-
-class _AMPStep(_Step, AMPTrainer):
-    """The same in mixed precision; steps that the scaler skips, since a gradient is not finite, are counted and shown."""
-
-    skipped = 0
-
-    def run_step(self) -> None:
-        scale = self.grad_scaler.get_scale()
-        super().run_step()
-        if self.grad_scaler.get_scale() < scale:
-            self.skipped += 1
-            logger.warning("iteration %d is skipped: a gradient was not finite (%d so far)", self.iter, self.skipped)
-        get_event_storage().put_scalar("amp_skipped_steps", self.skipped, smoothing_hint=False)

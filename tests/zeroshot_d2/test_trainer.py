@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -74,6 +76,24 @@ def test_a_run_without_a_seed_draws_one(tmp_path: Path) -> None:
     assert trainer.cfg.SEED >= 0
 
 
+def test_a_program_draws_what_it_would_have_drawn_without_the_training(tmp_path: Path) -> None:
+    """A random search whose trials are trainings would else repeat itself from the second trial on."""
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), torch.rand(1).item()  # noqa: NPY002
+
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)  # noqa: NPY002
+    expected = [drawn() for _ in range(4)]
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)  # noqa: NPY002
+    found = [drawn()]
+    for number in range(3):
+        trainer = Trainer(toy_cfg(tmp_path / str(number), "SOLVER.MAX_ITER", 2))
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+        found.append(drawn())
+    assert found == expected
+
+
 def test_epochs(tmp_path: Path) -> None:
     trainer = train(tmp_path, "SOLVER.MAX_EPOCHS", 3)
     assert len(losses(tmp_path)) == 8  # 3 epochs of 10 images in batches of 4, rounded up
@@ -101,7 +121,7 @@ def test_steps_of_tiny_sets_are_distinct_and_below_the_end(num_images, steps, ca
 def test_mixed_precision_is_off_on_the_cpu_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="zeroshot_d2"):
         Trainer(toy_cfg(tmp_path, "SOLVER.AMP.ENABLED", True))
-    assert "CUDA devices only" in caplog.text
+    assert "float16 is for CUDA devices" in caplog.text
 
 
 def test_unreadable_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

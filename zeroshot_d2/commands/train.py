@@ -13,7 +13,8 @@ import argparse
 from collections.abc import Sequence
 
 from ..cli import Parser, positive
-from ..launch import launch, run
+from ..launch import launch, load, run
+from ..overfit import overfit_one_batch, verdict
 
 
 def parser() -> Parser:
@@ -25,6 +26,14 @@ def parser() -> Parser:
         "--force-resume", action="store_true", help="as --resume, although settings differ that change the run's course"
     )
     arguments.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and do not train")
+    arguments.add_argument(
+        "--overfit-one-batch",
+        type=positive,
+        nargs="?",
+        const=200,
+        metavar="STEPS",
+        help="only check, in so many steps (200), that the model can learn one batch by heart; the exit status is 1 if not",
+    )
     arguments.add_argument("--num-gpus", type=positive, default=1, help="GPUs per machine; without a GPU: processes")
     arguments.add_argument("--num-machines", type=positive, default=1, help="how many machines")
     arguments.add_argument("--machine-rank", type=int, default=0, help="the number of this machine, from 0")
@@ -52,5 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments.parse(argv)
     if not 0 <= args.machine_rank < args.num_machines:
         arguments.fail(f"--machine-rank {args.machine_rank} must be from 0 to {args.num_machines - 1} (--num-machines)")
+    if args.overfit_one_batch:
+        learnt, text = verdict(*overfit_one_batch(load(args), args.overfit_one_batch))
+        print(text)
+        return 0 if learnt else 1
     launch(process, args)
     return 0
