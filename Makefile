@@ -3,6 +3,7 @@
 # make test         lint, then all tests
 # make test-fast    the tests that take a moment each, for the inner loop
 # make test-oldest  the fast tests with the oldest versions that setup.py allows, in .venv-oldest
+# make test-formats what annotation tools read and write, by the tools' own libraries, in .venv-formats
 # make lint         ruff (rules and format) and mypy
 # make docs         the documentation as a site in output/site
 # make dist         wheel and source archive in dist/
@@ -20,12 +21,12 @@ PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check
 PINNED  := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 READY   := $(VENV)/.setup-done
-EXTRAS  ?= opencv,demo,web,export,docs,dev
+EXTRAS  ?= opencv,data,demo,web,export,docs,dev
 
-.PHONY: help setup demo test test-fast test-oldest lint docs dist clean
+.PHONY: help setup demo test test-fast test-oldest test-formats lint docs dist clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 12
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 13
 
 setup: $(READY)
 
@@ -56,8 +57,20 @@ test-fast: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal -m "not slow" -q
 
 test-oldest:
-	$(MAKE) setup VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRAS=opencv,demo,export,dev
+	$(MAKE) setup VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRAS=opencv,data,demo,export,dev
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" -q -W default
+
+# The tools bring another OpenCV, so they have an environment of their own, which sees ours behind it.
+.venv-formats/.setup-done: $(READY)
+	$(PY) -m venv .venv-formats
+	.venv-formats/bin/python -m pip --disable-pip-version-check install "supervision>=0.25" "label-studio-sdk>=1.0.20" \
+	    "datumaro>=1.10" "labelme>=5.5" "pytest>=8" "pytest-timeout>=2.3"
+	echo "import site; site.addsitedir('$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	    > "$$(.venv-formats/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	@touch $@
+
+test-formats: .venv-formats/.setup-done
+	OMP_NUM_THREADS=1 .venv-formats/bin/python -m pytest tests/formats -q
 
 lint: setup
 	$(PY) -m ruff check .

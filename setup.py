@@ -22,6 +22,7 @@ INSTALL_REQUIRES = [
     "safetensors>=0.4.3",  # small CLIP weights that ship with the package
     "fvcore>=0.1.5.post20221221",  # parameter schedulers, flop counts, checkpoints (also detectron2's own need)
     "iopath>=0.1.10",  # paths (detectron2's own need)
+    "portalocker>=2.8.2",  # one process at a time adds to a download (also iopath's own need)
     "yacs>=0.1.8",  # configs (also detectron2's own need)
     "PyYAML>=6.0.1",  # configs of finished runs
     "pycocotools>=2.0.7",  # decodes the polygons of PASCAL Context's release (also detectron2's own need)
@@ -34,6 +35,12 @@ EXTRAS_REQUIRE = {
     # detectron2 imports cv2 for colour augmentation and for drawing, and we for videos. It is an extra because opencv-python
     # and opencv-python-headless install the same folder: an environment that has the former must not get the latter on top.
     "opencv": ["opencv-python-headless>=4.8.0.76"],  # the same cv2 without libGL, which a bare Debian lacks
+    # `datasets download`. torchvision, pooch and torch.hub start a file anew when it is cut, huggingface_hub resumes but
+    # only as an internal function of its own; libcurl resumes, knows proxies, and has been kept up since 1998.
+    "data": [
+        "pycurl>=7.45.4",  # libcurl in Python, with wheels for Linux, macOS and Windows (MIT or LGPL)
+        "certifi>=2024.2.2",  # the certificates that its wheels do not bring
+    ],
     "demo": [
         "scikit-learn>=1.3.2",  # t-SNE of proposal features
     ],
@@ -44,6 +51,9 @@ EXTRAS_REQUIRE = {
         "onnx>=1.17.0",  # the file format, and the description in its metadata
         "onnxscript>=0.7.2",  # torch.onnx translates PyTorch's operators with it
         "onnxruntime>=1.20.0",  # runs what was exported beside the model, to compare them
+    ],
+    "wandb": [
+        "wandb>=0.17",  # losses and results on a page of Weights & Biases
     ],
     "docs": [
         "mkdocs-material>=9.5",  # docs/ as a site

@@ -19,6 +19,7 @@ from alignzeg_d2.modeling.pixel_decoder import PIXEL_DECODER_REGISTRY
 from alignzeg_d2.modeling.semantic_decoder import SEMANTIC_DECODER_REGISTRY
 from alignzeg_d2.proposal_segmenter import ProposalSegmenter
 from zeroshot_d2.clip.frozen_clip import FrozenClip
+from zeroshot_d2.defaults import plain_defaults
 from zeroshot_d2.frozen import leave_out_frozen
 from zeroshot_d2.ranges import check_ranges, declare, registered
 
@@ -36,6 +37,7 @@ class AlignZeg(ProposalSegmenter):
     """Zero-shot semantic segmentation with mutually-refined proposals (MRPE), generalization-enhanced classification
     (GEPC) and predictive bias correction (PBC)."""
 
+    @plain_defaults()
     @configurable
     def __init__(
         self,

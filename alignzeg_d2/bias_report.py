@@ -127,7 +127,7 @@ class BiasCounts:
             variants[OWN] = correct_bias(logits, indicator, ~unseen, self.gamma)
             purity = overlap.max(dim=1).values / mass.clamp(min=1e-6)
             pure = known & (purity >= PURE)
-            self.indicator.append(indicator[pure].double().cpu().numpy())
+            self.indicator.append(indicator[pure].cpu().double().numpy())
             self.of_unseen.append(unseen[overlap[pure].argmax(dim=1)].cpu().numpy())
         variants |= {f"seen - {constant:g}": stacked(logits, ~unseen, constant) for constant in self.constants}
         for name, changed in variants.items():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 
 from alignzeg_d2.alignzeg import AlignZeg
 from alignzeg_d2.inference import correct
@@ -31,6 +31,7 @@ from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.export import (
     TOLERANCE,
     check_difference,
+    check_opset,
     check_path,
     free_images,
     greatest_difference,
@@ -111,7 +112,7 @@ class ExportableAlignZeg(nn.Module):
         model = self.model
         prototypes = self.prototypes if prototypes is None else prototypes
         seen = self.seen if seen is None else seen
-        mask_logits, features = model.extract_proposals((images - model.pixel_mean) / model.pixel_std)
+        mask_logits, features = model.extract_proposals(self._normalised(images))
         assert prototypes is not None and seen is not None, "they are either baked in or inputs"
         found = model.classify(features, prototypes)
         _, probabilities = correct(
@@ -122,8 +123,23 @@ class ExportableAlignZeg(nn.Module):
             background_in_softmax=model.background_in_softmax,
         )
         masks = F.interpolate(mask_logits, size=images.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
-        scores = torch.einsum("nqk,nqhw->nkhw", probabilities, masks)
-        return scores if self.output == "scores" else scores.argmax(dim=1)
+        if self.output == "scores":
+            return _scores(probabilities, masks)
+        # In strips of rows, for the scores of all classes at all pixels would take more memory than anything else.
+        strips = masks.unflatten(2, (model.size_divisibility, -1)).unbind(2)
+        return torch.cat([_scores(probabilities, strip).argmax(dim=1) for strip in strips], dim=1)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W); in cells, so that runtimes refuse a side that is no multiple, whose last pixels would be dropped."""
+        divisor = self.model.size_divisibility
+        cells = images.unflatten(3, (-1, divisor)).unflatten(2, (-1, divisor))
+        mean, std = (value[..., None, None] for value in (self.model.pixel_mean, self.model.pixel_std))
+        return ((cells - mean) / std).flatten(4, 5).flatten(2, 3)
+
+
+def _scores(probabilities: Tensor, masks: Tensor) -> Tensor:
+    """(N, Q, K) and (N, Q, h, W) -> (N, K, h, W)."""
+    return (probabilities.mT @ masks.flatten(2)).unflatten(2, (masks.shape[2], masks.shape[3]))
 
 
 def vocabulary_inputs(model: AlignZeg, vocabulary: ClassSplit) -> dict[str, Tensor]:
@@ -156,18 +172,14 @@ def prepare_image(image: npt.NDArray[np.uint8], description: Mapping[str, Any]) 
     return padded, height, width
 
 
-def trace_program(program: ExportableAlignZeg, inputs: Mapping[str, Tensor]) -> ExportedProgram:
-    """torch.export with free N, H, W and, where it is an input, K.
-
-    Args:
-        program: what to export.
-        inputs: examples of ``images`` (N, 3, H, W) and, if the vocabulary is an input, ``prototypes`` and ``seen``.
-    """
+def free_dimensions(program: ExportableAlignZeg, inputs: Iterable[str]) -> dict[str, dict[int, Any]]:
+    """N, H, W of ``images`` and, where they are among the inputs, K of ``prototypes`` and ``seen``; for
+    :func:`zeroshot_d2.export.trace`."""
     divisor = program.model.size_divisibility
-    shapes: dict[str, Any] = {"images": {0: free_images(), 2: divisor * Dim("h"), 3: divisor * Dim("w")}}
+    shapes: dict[str, dict[int, Any]] = {"images": {0: free_images(), 2: divisor * Dim("h"), 3: divisor * Dim("w")}}
     if "prototypes" in inputs:
         shapes["prototypes"] = shapes["seen"] = {0: Dim("k")}
-    return trace(program, inputs, shapes)
+    return shapes
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -194,7 +206,7 @@ def examples(
     generator = torch.Generator().manual_seed(0)
     for number, (count, rows, columns) in enumerate(((1, 4, 4), (3, 2, 5), (2, 7, 3))):
         vocabulary = vocabularies[number % len(vocabularies)]
-        images = torch.randint(0, 256, (count, 3, rows * divisor, columns * divisor), generator=generator)
+        images = torch.randint(0, 256, (count, 3, rows * divisor, columns * divisor), generator=generator, device="cpu")
         images = images.to(model.device, torch.float32)
         outputs = model.inference(
             [{"image": image, "vocabulary": vocabulary} for image in images], output=program.output, proposals=False
@@ -204,7 +216,13 @@ def examples(
 
 
 def export(
-    predictor: AlignZegPredictor, path: Path, *, file_format: str, output: str = "scores", vocabulary_input: bool = False
+    predictor: AlignZegPredictor,
+    path: Path,
+    *,
+    file_format: str,
+    output: str = "scores",
+    vocabulary_input: bool = False,
+    opset: int | None = None,
 ) -> float:
     """Export a predictor's model with its vocabulary, and compare the file with the model.
 
@@ -215,14 +233,16 @@ def export(
         file_format: "onnx" or "torch_export".
         output: "scores" or "labels".
         vocabulary_input: leave the vocabulary open.
+        opset: of ONNX, see :data:`zeroshot_d2.export.OPSETS`; None: the lowest.
 
     Returns:
         the greatest difference of a score, or the largest share of pixels with another label.
 
     Raises:
-        ValueError: unknown format or output, a wrong ending of ``path``, or the difference is too large.
+        ValueError: unknown format, output or opset, a wrong ending of ``path``, or the difference is too large.
     """
     check_path(path, file_format)
+    check_opset(opset, file_format)
     vocabulary = predictor.vocabulary
     model = predictor.model
     program = ExportableAlignZeg(model, None if vocabulary_input else vocabulary, output).eval()
@@ -245,7 +265,9 @@ def export(
         other = predictor.marked(["person", "animal", "plant", "thing"])
         vocabularies.append(other)
         inputs.update(vocabulary_inputs(model, other))  # several classes, whatever the vocabulary's number
-    run = write(trace_program(program, inputs), path, file_format, asdict(description), DESCRIPTION_KEY)
+    shapes = free_dimensions(program, inputs)
+    traced = trace(program, inputs, shapes)
+    run = write(traced, path, file_format, asdict(description), DESCRIPTION_KEY, shapes=shapes, opset=opset)
     measure, tolerance = (greatest_difference, TOLERANCE) if output == "scores" else (share_of_others, LABEL_TOLERANCE)
     difference = largest_difference(run, examples(program, vocabularies, baked=not vocabulary_input), measure)
     check_difference(difference, tolerance, path)
@@ -271,6 +293,7 @@ class Exporter:
             file_format=args.format,
             output=args.returns,
             vocabulary_input=args.vocabulary_input,
+            opset=args.opset,
         )
         what = "greatest difference of scores" if args.returns == "scores" else "share of pixels with another label"
         return f"{what} from PyTorch: {difference:.1g}"

@@ -107,7 +107,8 @@ def sample_negatives(positive: Tensor, count: int) -> Tensor:
         (N, K) bool.
     """
     count = min(count, int((~positive).sum(dim=1).min()))
-    chosen = torch.rand(positive.shape, device=positive.device).masked_fill(positive, -1.0).topk(count, dim=1).indices
+    drawn = torch.rand(positive.shape, dtype=torch.float32, device=positive.device)
+    chosen = drawn.masked_fill(positive, -1.0).topk(count, dim=1).indices
     return torch.zeros_like(positive).scatter(1, chosen, True)
 
 

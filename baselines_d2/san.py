@@ -35,6 +35,7 @@ from alignzeg_d2.system import build_evaluator
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
 from zeroshot_d2.clip.text import TEMPLATES
+from zeroshot_d2.defaults import plain_defaults
 from zeroshot_d2.frozen import leave_out_frozen
 from zeroshot_d2.ranges import check_multiple, check_ranges, choice, declare, each, number, text, whole
 from zeroshot_d2.segmentation.config import add_segmentation_config
@@ -310,6 +311,7 @@ class Recognition(SemanticDecoder):
 class SAN(ProposalSegmenter):
     """Proposals by a side network, recognised inside CLIP."""
 
+    @plain_defaults()
     @configurable
     def __init__(
         self,

@@ -26,6 +26,7 @@ from alignzeg_d2.modeling.losses import dice_loss
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
 from zeroshot_d2.clip.text import TEMPLATES
+from zeroshot_d2.defaults import plain_defaults
 from zeroshot_d2.frozen import leave_out_frozen
 from zeroshot_d2.ranges import check_multiple, check_ranges, choice, declare, number, whole
 from zeroshot_d2.segmentation.config import add_segmentation_config
@@ -314,6 +315,7 @@ def accuracy(logits: Tensor, sem_seg: Tensor) -> float:
 class ZegCLIP(TextSegmenter):
     """CLIP under deep prompts, and a decoder from class names to masks."""
 
+    @plain_defaults()
     @configurable
     def __init__(
         self,
@@ -403,7 +405,7 @@ class ZegCLIP(TextSegmenter):
                 )
             sem_seg = with_pseudo_labels(sem_seg, logits, torch.from_numpy(vocabulary.unseen_mask).to(self.device))
         pairs = sum(len(truth[truth != IGNORE_LABEL].unique()) for truth in sem_seg)
-        count = mean_over_processes(torch.tensor(float(pairs), device=self.device)).clamp(min=1)
+        count = mean_over_processes(torch.tensor(pairs, dtype=torch.float32, device=self.device)).clamp(min=1)
         if has_event_storage():
             get_event_storage().put_scalar("zegclip/pixel_accuracy", accuracy(logits, sem_seg))
         return {
@@ -444,7 +446,7 @@ class ZegCLIP(TextSegmenter):
             total[where] += logits.float().sigmoid()
             times[where] += 1
         discount = 0.0 if self.self_training else self.seen_discount
-        return total / times - discount * self.seen_mask(vocabulary)[:, None, None]
+        return total / times - discount * self.seen_mask(vocabulary).float()[:, None, None]
 
     def _starts(self, side: int) -> list[int]:
         """Where windows start along a side: the last one is shifted inside."""

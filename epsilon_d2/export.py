@@ -30,6 +30,7 @@ from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.export import (
     TOLERANCE,
     check_difference,
+    check_opset,
     check_path,
     free_images,
     greatest_difference,
@@ -140,14 +141,21 @@ def examples(model: Epsilon, vocabularies: Sequence[ClassSplit], baked: bool) ->
     generator = torch.Generator().manual_seed(0)
     for number, count in enumerate((1, 3, 2)):
         vocabulary = vocabularies[number % len(vocabularies)]
-        images = torch.randint(0, 256, (count, 3, model.image_size, model.image_size), generator=generator)
+        images = torch.randint(0, 256, (count, 3, model.image_size, model.image_size), generator=generator, device="cpu")
         images = images.to(model.device, torch.float32)
         outputs = model([{"image": image, "vocabulary": vocabulary} for image in images])
         expected = torch.stack([output["scores"] for output in outputs])
         yield {"images": images, **({} if baked else vocabulary_inputs(model, vocabulary))}, expected
 
 
-def export(predictor: EpsilonPredictor, path: Path, *, file_format: str, vocabulary_input: bool = False) -> float:
+def export(
+    predictor: EpsilonPredictor,
+    path: Path,
+    *,
+    file_format: str,
+    vocabulary_input: bool = False,
+    opset: int | None = None,
+) -> float:
     """Export a predictor's model with its vocabulary, and compare the file with the model.
 
     Args:
@@ -156,14 +164,16 @@ def export(predictor: EpsilonPredictor, path: Path, *, file_format: str, vocabul
             predictor's vocabulary.
         file_format: "onnx" or "torch_export".
         vocabulary_input: leave the vocabulary open.
+        opset: of ONNX, see :data:`zeroshot_d2.export.OPSETS`; None: the lowest.
 
     Returns:
         the greatest difference of a score.
 
     Raises:
-        ValueError: unknown format, a wrong ending of ``path``, or the difference is too large.
+        ValueError: unknown format or opset, a wrong ending of ``path``, or the difference is too large.
     """
     check_path(path, file_format)
+    check_opset(opset, file_format)
     model, vocabulary = predictor.model, predictor.vocabulary
     program = ExportableEpsilon(model, None if vocabulary_input else vocabulary).eval()
     description = Description(
@@ -183,7 +193,8 @@ def export(predictor: EpsilonPredictor, path: Path, *, file_format: str, vocabul
         shapes["label_vectors"] = {0: Dim("k")}
         if predictor.default_vocabulary is not None:
             vocabularies.append(predictor.default_vocabulary)
-    run = write(trace(program, inputs, shapes), path, file_format, asdict(description), DESCRIPTION_KEY)
+    traced = trace(program, inputs, shapes)
+    run = write(traced, path, file_format, asdict(description), DESCRIPTION_KEY, shapes=shapes, opset=opset)
     difference = largest_difference(run, examples(model, vocabularies, baked=not vocabulary_input), greatest_difference)
     check_difference(difference, TOLERANCE, path)
     return difference
@@ -199,5 +210,11 @@ class Exporter:
     @staticmethod
     def export(predictor: EpsilonPredictor, args: argparse.Namespace) -> str:
         """Write ``args.output``; says how far it is from the model."""
-        difference = export(predictor, args.output, file_format=args.format, vocabulary_input=args.vocabulary_input)
+        difference = export(
+            predictor,
+            args.output,
+            file_format=args.format,
+            vocabulary_input=args.vocabulary_input,
+            opset=args.opset,
+        )
         return f"greatest difference of scores from PyTorch: {difference:.1g}"

@@ -6,9 +6,14 @@ A subclass has the attributes below, and its file the fixtures ``cfg`` (``cfg("S
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import io
+import multiprocessing
+import pickle
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +23,8 @@ from comparisons import assert_close
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from PIL import Image
+from timm.utils import ModelEmaV2
+from torch.optim.swa_utils import AveragedModel
 
 from zeroshot_d2 import ClassSplit
 from zeroshot_d2.demo_world import SPLIT, render
@@ -258,6 +265,74 @@ class PredictorContract:
             assert (getattr(result, self.ATTRIBUTE) is not None) == (self.OPTION in call)
             assert_close(self.numbers(result), self.numbers(alone))
         assert predictor.vocabulary == SPLIT
+
+    def test_a_call_keeps_the_vocabulary_that_it_began_with(self, fresh: Predictor[Any]):
+        def images() -> Iterator[np.ndarray]:
+            for index in range(5):
+                yield photo(index)
+                fresh.set_vocabulary(NAMES)  # as another thread may do meanwhile
+
+        assert {result.vocabulary for result in fresh(images())} == {SPLIT}
+        assert fresh(photo(0)).vocabulary.prompts == tuple(NAMES)
+
+    def test_threads_while_another_one_sets_vocabularies(self, fresh: Predictor[Any]):
+        choices = {names: fresh.marked(names) for names in (("zebra",), ("dark water", "plain blue tile"), tuple(NAMES))}
+        images = [photo(index % 3) for index in range(7)]
+        done = threading.Event()
+
+        def change() -> None:
+            while not done.is_set():
+                for names in choices:
+                    fresh.set_vocabulary(names)
+
+        fresh.set_vocabulary(NAMES)
+        with ThreadPoolExecutor(4) as pool:
+            changing = pool.submit(change)
+            calls = [pool.submit(fresh, images) for _ in range(6)]
+            found = [call.result(timeout=300) for call in calls]
+            done.set()
+            changing.result(timeout=300)
+        for results in found:
+            (vocabulary,) = {result.vocabulary for result in results}
+            assert vocabulary in choices.values()
+            for result in results:
+                assert len(self.numbers(result)) and {entry["name"] for entry in result.classes()} <= set(vocabulary.names)
+
+    # ---- copies ----
+
+    def test_copies_answer_as_before(self, predictor: Predictor[Any]):
+        expected = self.numbers(predictor(photo(0), vocabulary=NAMES))
+        file = io.BytesIO()
+        torch.save(predictor.model, file)
+        file.seek(0)
+        whole = copy.copy(predictor)
+        whole.model = torch.load(file, weights_only=False)
+        for copied in (copy.deepcopy(predictor), pickle.loads(pickle.dumps(predictor)), whole):
+            assert copied.model is not predictor.model and copied.vocabulary == predictor.vocabulary
+            assert_close(self.numbers(copied(photo(0), vocabulary=NAMES)), expected)
+            assert copied(photo(0), vocabulary=["quagga", "dark water"]).vocabulary.names == ("quagga", "dark water")
+
+    @pytest.mark.parametrize("method", ["spawn", "forkserver"])
+    def test_worker_processes_answer_as_this_one(self, predictor: Predictor[Any], method: str):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
+            found = pool.submit(predictor, photo(0)).result(timeout=500)
+        assert found.vocabulary == SPLIT
+        assert_close(self.numbers(found), self.numbers(predictor(photo(0))))
+
+    def test_averaged_weights_are_weights(self, cfg: Callable[..., CfgNode], predictor: Predictor[Any], tmp_path):
+        model, expected = predictor.model, self.numbers(predictor(photo(0)))
+        ema, swa = ModelEmaV2(model, decay=0.5), AveragedModel(model)
+        ema.update(model)
+        for _ in range(2):
+            swa.update_parameters(model)
+        mean = {key: sum([value] * 3) / 3 for key, value in model.state_dict().items()}
+        original = torch.load(cfg().MODEL.WEIGHTS, weights_only=True)
+        for number, state in enumerate((ema.module.state_dict(), swa.module.state_dict(), mean)):
+            path = tmp_path / f"{number}.pth"
+            torch.save({**original, "model": state}, path)
+            averaged = build_predictor(cfg("MODEL.WEIGHTS", str(path)))
+            assert averaged.model.frozen_record == model.frozen_record
+            assert_close(self.numbers(averaged(photo(0))), expected)
 
     # ---- weights and batches ----
 

@@ -19,7 +19,11 @@ REPOSITORY = Path(__file__).parents[1]
 CAMVID = REPOSITORY.parent / "shared" / "data" / "camvid"
 PAGE = (REPOSITORY / "docs/custom_data.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"<!-- run: (.+?) -->\n```python\n(.*?)```", PAGE, re.S))
-COMMANDS = re.findall(r"^    python -m zeroshot_d2 (.*)$", PAGE.replace("\\\n", " "), re.M)
+FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\n(.*?)```", PAGE, re.S))
+COMMANDS, COMMANDS_FOR_LABELS = (
+    re.findall(r"^    python -m zeroshot_d2 (.*)$", part.replace("\\\n", " "), re.M)
+    for part in PAGE.split("## Image-level labels")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +33,8 @@ def in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(system, "_imported", {})
     yield
-    sys.modules.pop("camvid", None)
+    for name in ("camvid", "beach"):
+        sys.modules.pop(name, None)
     for name in set(DatasetCatalog.list()) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -106,6 +111,45 @@ def test_segmentation_on_the_real_photos(tmp_path, caplog):
         assert len(DatasetCatalog.get("camvid_train")) == 60 and len(DatasetCatalog.get("camvid_val_unseen")) == 20
     assert caplog.text == ""
     assert (tmp_path / "output/check/camvid_val/sheet.png").exists()
+
+
+def test_labels_in_a_table(tmp_path):
+    """The file and the commands of the page in its order, with the demo's small model and one iteration."""
+    (tmp_path / "beach").mkdir()
+    for i in (1, 2, 3):
+        Image.new("RGB", (64, 48), (80 * i, 0, 0)).save(tmp_path / f"beach/{i}.jpg")
+    (tmp_path / "beach_train.csv").write_text(FILES["beach_train.csv"])
+    (tmp_path / "beach.py").write_text(BLOCKS["label table"])
+    assert [command.split()[0] for command in COMMANDS_FOR_LABELS] == ["check", "train", "predict"]
+    check, train, predict = (shlex.split(command.replace("configs/nus_wide/", "demo/")) for command in COMMANDS_FOR_LABELS)
+    assert main([*check, "--workers", "1"]) == 0
+    assert [len(record["positive_labels"]) for record in DatasetCatalog.get("beach_train")] == [2, 1, 0]
+    small = ["DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "3", "SOLVER.MAX_EPOCHS", "1"]
+    assert main([*train, *small, "SOLVER.STEPS_EPOCHS", "()"]) == 0
+    results = json.loads((tmp_path / "output/beach/results.json").read_text())
+    assert results["beach_test"]["protocol"] == "GZSL" and results["beach_test"]["num_images"] == 3
+    for name in ("beach_train", "beach_test"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert main(predict) == 0
+    assert {path.stem for path in (tmp_path / "tags").glob("[123].json")} == {"1", "2", "3"}
+    vocabulary = json.loads((tmp_path / "tags/vocabulary.json").read_text())
+    assert {entry["name"] for entry in vocabulary if entry["unseen"]} == {"cat", "sunset"}
+
+
+def test_annotation_tools(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    corners = [[0, 0], [4, 0], [4, 4], [0, 4]]
+    shapes = [{"label": "tree", "points": corners}, {"label": "road", "points": [[x + 5, y] for x, y in corners]}]
+    content = {"shapes": shapes, "imageHeight": 6, "imageWidth": 9}
+    (tmp_path / "annotations/a.json").write_text(json.dumps(content))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (9, 6)).save(tmp_path / "photos/a.jpg")
+    (command,) = re.findall(r"^python -m zeroshot_d2 (convert .*)$", PAGE, re.M)
+    assert main(shlex.split(command)) == 0
+    exec(BLOCKS["annotation tools"], {})
+    assert names_in("mine_val") == {"road", "tree"}
+    assert MetadataCatalog.get("mine_val").class_split.unseen == ("tree",)
 
 
 def test_image_level_labels():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,20 @@ def voc2012(root: Path) -> None:
     write_text(lists / "val.txt", "2007_000033\r\n2008_000001\r\n")
     lines = [f"/JPEGImages/{s}.jpg /SegmentationClassAug/{s}.png\n" for s in ("2007_000032", "2011_000999")]
     write_text(lists / "trainaug.txt", "".join(lines))
+
+
+def sbd(root: Path) -> None:
+    """SBD beside VOC 2012, without what is made from it: labels of VOC's training set, of VOC's val, and of its own."""
+    voc2012(root)
+    voc = root / "VOCdevkit/VOC2012"
+    shutil.rmtree(voc / "SegmentationClassAug")
+    (voc / "ImageSets/Segmentation/trainaug.txt").unlink()
+    write_text(voc / "ImageSets/Segmentation/train.txt", "2007_000032\n")
+    save_palette_label(voc / "SegmentationClass/2007_000032.png", [0, 15, 16, 255])
+    for stem in ("2007_000032", "2011_000999", "2008_000001"):
+        mask = voc / f"benchmark_RELEASE/dataset/cls/{stem}.mat"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        savemat(mask, {"GTcls": {"Segmentation": stripes([3, 0]).astype(np.uint8), "CategoriesPresent": [[3]]}})
 
 
 def pascal_context_json(root: Path) -> Path:

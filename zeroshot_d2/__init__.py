@@ -1,7 +1,9 @@
 """What zero-shot recognition needs, whoever's method: class splits, data sets, prototypes, tasks, training, commands."""
 
 from ._require_detectron2 import require_detectron2
+from .threads import wait_briefly
 
+wait_briefly()  # before anything below imports torch, which looks only then
 require_detectron2()  # before anything below imports it, so that the error is one clear sentence
 
 from . import datasets, demo_world  # noqa: E402, F401  (they register their data sets)

@@ -1,10 +1,17 @@
-"""One clear sentence instead of a chain of import errors when detectron2 is missing."""
+"""One clear sentence instead of a chain of import errors when detectron2 is missing or cannot be imported."""
 
 import importlib.util
+import sys
 
 
 def require_detectron2() -> None:
-    """Raise ``ModuleNotFoundError``, saying how to get it, unless detectron2 can be found."""
+    """Raise ``ModuleNotFoundError``, saying how to get it, unless detectron2 can be found, and ``ImportError`` where Python
+    runs without docstrings."""
+    if sys.flags.optimize > 1:
+        raise ImportError(
+            "python -OO (or PYTHONOPTIMIZE=2) removes docstrings, and detectron2 cannot be imported without its own: use -O",
+            name="detectron2",
+        )
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:  # without an origin it is a folder that an uninstall left behind
         raise ModuleNotFoundError(

@@ -13,12 +13,9 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from .checkpoint import Checkpointer
+from .checkpoint import BEST, Checkpointer
 
 logger = logging.getLogger(__name__)
-
-BEST, AVERAGE = "model_best", "model_average"
-"""Names of the files in OUTPUT_DIR."""
 
 
 class KeepBest(HookBase):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -204,14 +203,14 @@ def read_run(path: PathLike) -> RunState | None:
         raise ValueError(f"the settings in the checkpoint {path} are not as this version writes them: {error}") from error
 
 
-# Of periodic checkpoints and of the last one; model_best.pth and model_average.pth hold weights alone.
-_RESUMABLE = re.compile(r"model_(\d{7}|final)")
+BEST, AVERAGE = "model_best", "model_average"
+"""Names of files that hold weights alone, from which no run goes on."""
 
 
 def checkpoints_in(folder: PathLike) -> list[Path]:
     """The checkpoints that trainings in ``folder`` go on from, whole or not, the newest last."""
     files = Path(folder).glob("model_*.pth")
-    return sorted((file for file in files if _RESUMABLE.fullmatch(file.stem)), key=_age)
+    return sorted((file for file in files if file.stem not in (BEST, AVERAGE)), key=_age)
 
 
 def newest_whole_checkpoint(folder: PathLike) -> Path | None:

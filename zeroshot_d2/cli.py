@@ -163,6 +163,8 @@ def load_config(
     check_ranges(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE.startswith("mps") and not torch.backends.mps.is_available():  # nobody's config has it by default
+        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, which this machine does not have: set it to cpu")
     return cfg
 
 

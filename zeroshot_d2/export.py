@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from torch.export import Dim, ExportedProgram
 from .storage import whole_file
 
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2"}
+OPSETS = range(18, 26)
+"""Of ONNX: torch's exporter writes none before 18, and onnxruntime 1.32 runs none behind 25."""
 # Greatest difference from the model's own scores, which are of order 1 in all systems. The kernels of two runtimes round
 # differently, and what follows multiplies that: by 100 in the case of CLIP's logit scale.
 TOLERANCE = 1e-3
@@ -40,6 +43,19 @@ def check_path(path: Path, file_format: str) -> None:
         raise ValueError(f"a file of format {file_format} ends with {FORMATS[file_format]}, got {path}")
 
 
+def check_opset(opset: int | None, file_format: str) -> None:
+    """Raises ValueError for an opset that cannot be written, or one for a format that has none."""
+    if opset is None:
+        return
+    if file_format != "onnx":
+        raise ValueError(f"--opset {opset} is for ONNX: leave it out with --format {file_format}")
+    if opset not in OPSETS:
+        raise ValueError(
+            f"--opset {opset} cannot be written: PyTorch's exporter gives opsets from {OPSETS[0]} on, the lowest, "
+            f"to {OPSETS[-1]}"
+        )
+
+
 def free_images() -> Dim:
     """The number of images as a free size. It has a limit, since torch 2.7 refuses to trace one without."""
     return Dim("n", max=2**31 - 1)
@@ -54,7 +70,14 @@ def trace(program: nn.Module, inputs: Mapping[str, Tensor], shapes: Mapping[str,
         shapes: for each input its free dimensions, {dimension: torch.export.Dim}.
     """
     with _exportable(program):
-        return torch.export.export(program, (), dict(inputs), dynamic_shapes=dict(shapes), strict=False)
+        exported = torch.export.export(program, (), dict(inputs), dynamic_shapes=dict(shapes), strict=False)
+    # What it returns needs no gradients, which would keep everything that was computed.
+    for name, value in exported.state_dict.items():
+        if isinstance(value, nn.Parameter):
+            exported.state_dict[name] = nn.Parameter(value.detach(), requires_grad=False)
+    for node in exported.graph.nodes:  # files and lines of this machine
+        node.meta.pop("stack_trace", None)
+    return exported
 
 
 @contextmanager
@@ -75,7 +98,14 @@ def _exportable(program: nn.Module) -> Iterator[None]:
 
 
 def write(
-    exported: ExportedProgram, path: Path, file_format: str, description: Mapping[str, Any], description_key: str
+    exported: ExportedProgram,
+    path: Path,
+    file_format: str,
+    description: Mapping[str, Any],
+    description_key: str,
+    *,
+    shapes: Mapping[str, Mapping[int, Any]],
+    opset: int | None = None,
 ) -> Run:
     """Write a traced program, with its description in the file's metadata.
 
@@ -85,15 +115,20 @@ def write(
         file_format: one of :data:`FORMATS`.
         description: anything that JSON can hold; its "output" is the name of the output.
         description_key: under which :func:`read_metadata` finds it.
+        shapes: as for :func:`trace`; ONNX files get the names of the free dimensions.
+        opset: of ONNX, one of :data:`OPSETS`; None: the lowest, which most runtimes know.
 
     Returns:
         the program as read from the file and run by the file's own runtime.
 
     Raises:
         ModuleNotFoundError: ONNX without the packages of the extra "export".
+        ValueError: PyTorch's exporter cannot write this opset, or onnxruntime cannot run it.
     """
-    writer = _write_onnx if file_format == "onnx" else _write_torch_export
-    return writer(exported, path, description, description_key)
+    check_opset(opset, file_format)
+    if file_format == "onnx":
+        return _write_onnx(exported, path, description, description_key, shapes, OPSETS[0] if opset is None else opset)
+    return _write_torch_export(exported, path, description, description_key)
 
 
 def _write_torch_export(exported: ExportedProgram, path: Path, description: Mapping[str, Any], key: str) -> Run:
@@ -103,26 +138,73 @@ def _write_torch_export(exported: ExportedProgram, path: Path, description: Mapp
     return lambda inputs: loaded(**inputs)
 
 
-def _write_onnx(exported: ExportedProgram, path: Path, description: Mapping[str, Any], key: str) -> Run:
+def _write_onnx(
+    exported: ExportedProgram,
+    path: Path,
+    description: Mapping[str, Any],
+    key: str,
+    shapes: Mapping[str, Mapping[int, Any]],
+    opset: int,
+) -> Run:
     try:
+        import onnx
         import onnxruntime
         import onnxscript  # noqa: F401  (torch.onnx needs it)
+        from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; ONNX needs the extra: pip install -e '.[export]'", name=error.name) from error
     # It warns of every node with several outputs that it does not fold.
     logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
-    converted = torch.onnx.export(exported, (), dynamo=True, verbose=False)
+    converted = torch.onnx.export(exported, (), dynamo=True, verbose=False, opset_version=opset)
     assert converted is not None
-    converted.model.graph.outputs[0].name = description["output"]
-    converted.model.metadata_props[key] = json.dumps(description)
+    model = converted.model
+    written = model.opset_imports[""]
+    if written != opset:
+        raise ValueError(f"PyTorch {torch.__version__} writes opset {written} instead of {opset}: take --opset {written}")
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    model.graph.outputs[0].name = description["output"]
+    _clear_traces(model, _names_of_symbols(model, shapes))
+    model.metadata_props[key] = json.dumps(description)
     with whole_file(path) as temporary:
         converted.save(str(temporary))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        except (runtime_errors.Fail, runtime_errors.InvalidGraph, runtime_errors.NotImplemented) as error:
+            raise ValueError(
+                f"onnxruntime {onnxruntime.__version__} cannot run {path} of opset {opset}, take a lower one: {error}"
+            ) from error
 
     def run(inputs: Mapping[str, Tensor]) -> Tensor:
         return torch.from_numpy(session.run(None, {name: tensor.cpu().numpy() for name, tensor in inputs.items()})[0])
 
     return run
+
+
+def _names_of_symbols(model: Any, shapes: Mapping[str, Mapping[int, Any]]) -> dict[str, str]:
+    """The tracer's symbols and the names that the free dimensions were given, as {"s34": "n"}."""
+    names = {}
+    for value in model.graph.inputs:
+        for axis, dimension in shapes[value.name].items():
+            (symbol,), (name,) = (re.findall(r"[a-z_]\w*", text) for text in (value.shape[axis].value, dimension.__name__))
+            names[symbol] = name
+    return names
+
+
+def _clear_traces(model: Any, names: Mapping[str, str]) -> None:
+    """Rename the free dimensions, and remove what the exporter notes of the program's source: files, lines, classes."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in (*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs)):
+        value.metadata_props.clear()
+        value.doc_string = None
+        for axis, dimension in enumerate(value.shape or ()):
+            symbols = getattr(dimension, "value", None)  # of a dimension that is neither a number nor unknown
+            if symbols is not None:
+                readable = re.sub(r"[a-z_]\w*", lambda found: names.get(found[0], found[0]), symbols)
+                value.shape[axis] = type(dimension)(readable)
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
 
 
 def read_metadata(path: str | os.PathLike[str], description_key: str) -> dict[str, Any]:

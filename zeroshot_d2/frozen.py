@@ -42,7 +42,8 @@ def _check_completeness(module: nn.Module, state: Mapping[str, Any], prefix: str
     other_kind = [
         f"{key} ({state[prefix + key].dtype}, not {value.dtype})"
         for key, value in own.items()
-        if prefix + key in state and state[prefix + key].is_floating_point() != value.is_floating_point()
+        # Counts, as batch norms have them, may come as the mean of several checkpoints.
+        if prefix + key in state and value.is_floating_point() and not state[prefix + key].is_floating_point()
     ]
     if other_kind:
         raise ValueError(f"the checkpoint has weights of another kind, such as {other_kind[0]}: take the original file")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
-from .storage import wrong_content
+from .storage import whole_file, wrong_content
 
 
 def stream_json_arrays(
@@ -93,6 +93,45 @@ def fields(entry: Any, path: str | os.PathLike[str], **kinds: type) -> list[Any]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ValueError(f"{os.fspath(path)} has an entry whose {key!r} must be {kind.__name__}, got {value!r}")
     return [entry[key] for key in kinds]
+
+
+def write_json_arrays(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write a JSON object whose arrays need not fit in memory.
+
+    Args:
+        path: the file; whole or absent.
+        content: {key: value}; iterators become arrays, one element after the other.
+    """
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        before = "{\n"
+        for key, value in content.items():
+            file.write(f"{before}{json.dumps(key)}: ")
+            if isinstance(value, Iterator):
+                _write_elements(file, value)
+            else:
+                file.write(_dumped(value))
+            before = ",\n"
+        file.write("\n}\n")
+
+
+def write_json_array(path: str | os.PathLike[str], elements: Iterable[Any]) -> None:
+    """Write a JSON array that need not fit in memory; the file is whole or absent."""
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        _write_elements(file, elements)
+        file.write("\n")
+
+
+def _write_elements(file: IO[str], elements: Iterable[Any]) -> None:
+    file.write("[")
+    before = "\n"
+    for element in elements:
+        file.write(before + _dumped(element))
+        before = ",\n"
+    file.write("\n]")
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
 class _JsonReader:

@@ -12,7 +12,7 @@ import logging
 import threading
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,11 @@ class LabelEmbeddings:
         self.source, self.templates = source, tuple(templates)
         self._kept = kept
         self._memory: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
-        self._lock = threading.RLock()
+        self._make_locks()
+
+    def _make_locks(self) -> None:
+        self._lock = threading.Lock()  # of the memory, held for a moment: known vocabularies wait for no new one
+        self._computing = threading.RLock()
 
     @abstractmethod
     def compute(self, prompts: tuple[str, ...], **at_hand: Any) -> Embedded:
@@ -65,31 +69,49 @@ class LabelEmbeddings:
             at_hand: what spares :meth:`compute` loading it, such as a CLIP.
         """
         key = tuple(prompts)
-        with self._lock:  # the text encoder is loaded once, not once a thread
-            if key not in self._memory:
-                # Outside of inference mode: vectors that are made in it could not take part in a later training.
-                with torch.inference_mode(False), torch.no_grad():
-                    found = cached_embeddings(
-                        lambda: self.compute(key, **at_hand), source=self.source, prompts=key, templates=self.templates
-                    )
-                if found.note:
-                    logger.warning("%s", found.note)
-                self._memory[key] = found.vectors
-                if len(self._memory) > self._kept:
-                    self._memory.popitem(last=False)
-            self._memory.move_to_end(key)
-            return self._memory[key].clone()
+        vectors = self._recall(key)
+        if vectors is None:
+            with self._computing:  # the text encoder is loaded once, not once a thread
+                vectors = self._recall(key)
+                if vectors is None:
+                    vectors = self._keep(key, self._found(key, at_hand))
+        return vectors.clone()
+
+    def _recall(self, key: tuple[str, ...]) -> Tensor | None:
+        with self._lock:
+            if key in self._memory:
+                self._memory.move_to_end(key)
+            return self._memory.get(key)
+
+    def _keep(self, key: tuple[str, ...], vectors: Tensor) -> Tensor:
+        with self._lock:
+            self._memory[key] = vectors
+            if len(self._memory) > self._kept:
+                self._memory.popitem(last=False)
+        return vectors
+
+    def _found(self, key: tuple[str, ...], at_hand: Mapping[str, Any]) -> Tensor:
+        # Outside of inference mode: vectors that are made in it could not take part in a later training.
+        with torch.inference_mode(False), torch.no_grad():
+            found = cached_embeddings(
+                lambda: self.compute(key, **at_hand), source=self.source, prompts=key, templates=self.templates
+            )
+        if found.note:
+            logger.warning("%s", found.note)
+        return found.vectors
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+        with self._lock:
+            state = {**self.__dict__, "_memory": OrderedDict(self._memory)}
+        return {key: value for key, value in state.items() if key not in ("_lock", "_computing")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.RLock()
+        self._make_locks()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LabelEmbeddings:
         copied = type(self).__new__(type(self))
-        copied.__setstate__({**self.__getstate__(), "_memory": OrderedDict(self._memory)})
+        copied.__setstate__(self.__getstate__())
         return copied
 
 

@@ -28,7 +28,9 @@ from .run_folder import hold
 from .startup import check_datasets
 from .storage import write_text
 from .system import all_systems
+from .threads import how_threads_wait
 from .trainer import Results, Trainer, with_seed
+from .training_stream import kept_generators
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +158,7 @@ def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What Detectron2's ``default_setup`` does, with a config.yaml that is whole or absent."""
     logger.info("process %d of %d", comm.get_rank(), comm.get_world_size())
     logger.info("environment:\n%s", collect_env_info())
+    logger.info(how_threads_wait())
     logger.info("arguments: %s", args)
     logger.info("config:\n%s", cfg.dump())
     logger.info("device %s, seed %d", cfg.MODEL.DEVICE, cfg.SEED)
@@ -214,6 +217,7 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist (looked for it from {Path.cwd()})")
 
 
+@kept_generators()
 def run(args: argparse.Namespace, trainer_class: type[Trainer] = Trainer) -> Results:
     """Train and then evaluate, or evaluate only: what one process of ``train_net.py`` does.
 

@@ -78,7 +78,7 @@ class WandbWriter(EventWriter):
             import wandb
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "SOLVER.WANDB_PROJECT needs the package wandb: pip install 'alignzeg-d2[wandb]', or set it to ''"
+                "SOLVER.WANDB_PROJECT needs the package wandb: pip install 'alignzeg-epsilon-d2[wandb]', or set it to ''"
             ) from error
         self._run: Any = wandb.init(project=project, dir=folder, name=Path(folder).name, config=config, resume="allow")
         self._last = -1

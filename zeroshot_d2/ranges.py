@@ -97,8 +97,8 @@ def folder() -> Range:
 
 
 def device() -> Range:
-    """A device of torch, such as "cpu" or "cuda:1", whether or not this machine has it."""
-    return Range(lambda: "a device such as cpu, cuda or cuda:1", _is_device)
+    """A device of torch, such as "cpu", "cuda:1" or "mps", whether or not this machine has it."""
+    return Range(lambda: "a device such as cpu, cuda, cuda:1 or mps", _is_device)
 
 
 def _is_device(value: Any) -> bool:

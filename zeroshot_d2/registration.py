@@ -42,6 +42,7 @@ def register_dataset(
     if name in DatasetCatalog.list() and not replace:
         known, known_arguments = _registered.get(name, (None, {}))
         if known is DatasetCatalog[name] and _same(known_arguments, arguments):
+            _complete(name, metadata)
             return
         raise ValueError(
             f"a data set {name!r} is already registered, with other arguments: take another name, or pass replace=True"
@@ -51,6 +52,12 @@ def register_dataset(
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**metadata)
     _registered[name] = load, dict(arguments)
+
+
+def _complete(name: str, metadata: Mapping[str, Any]) -> None:
+    """Give back to a registered data set what was removed from MetadataCatalog."""
+    there = MetadataCatalog.get(name).as_dict()
+    MetadataCatalog.get(name).set(**{key: value for key, value in metadata.items() if key not in there})
 
 
 def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

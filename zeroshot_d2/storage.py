@@ -125,8 +125,19 @@ DAMAGED_ARCHIVE = (
 
 def file_sha256(path: PathLike) -> str:
     """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: PathLike, kind: str) -> str:
+    """The digest of a file's content in hexadecimal digits; ``kind`` is "md5", "sha1" or another that hashlib has.
+
+    hashlib has such a function from Python 3.11 on.
+    """
+    digest = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while data := stream.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def wrong_content(head: bytes) -> str:

@@ -35,8 +35,8 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .best_model import AVERAGE, KeepBest, WeightAverage, frozen_by_name, should_stop
-from .checkpoint import Checkpointer, ModelRecord, read_run
+from .best_model import KeepBest, WeightAverage, frozen_by_name, should_stop
+from .checkpoint import AVERAGE, Checkpointer, ModelRecord, read_run
 from .metrics import numbers_only
 from .processes import use_served_forks
 from .progress import ProgressLine, WandbWriter

@@ -59,6 +59,18 @@ def seed_iteration(seed: int, iteration: int) -> None:
     torch.manual_seed(torch_seed)
 
 
+@contextlib.contextmanager
+def kept_generators() -> Iterator[None]:
+    """Around what seeds the global generators, or as its decorator: afterwards a program draws what it would have drawn."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
 _seeds_of_batch: ContextVar[tuple[int, ...] | None] = ContextVar("seeds of the batch", default=None)
 
 
@@ -81,7 +93,7 @@ def image_seeds(count: int) -> tuple[int, ...]:
     """
     seeds = _seeds_of_batch.get()
     if seeds is None:
-        return tuple(torch.randint(2**62, (count,)).tolist())
+        return tuple(torch.randint(2**62, (count,), device="cpu").tolist())
     assert len(seeds) == count, f"{len(seeds)} samples, {count} images"
     return seeds
 

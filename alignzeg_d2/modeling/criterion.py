@@ -207,7 +207,7 @@ class Criterion(nn.Module):
         """(1, P, 2) points at which the masks of an image (H, W) are compared with all of its proposals."""
         if self.num_points == 0:
             return dense_points((truth.shape[0], truth.shape[1]), truth.device)
-        return torch.rand(1, self.num_points, 2, generator=generator, device=truth.device)
+        return torch.rand(1, self.num_points, 2, generator=generator, dtype=torch.float32, device=truth.device)
 
     @torch.no_grad()
     def _mask_points(
@@ -223,7 +223,7 @@ class Criterion(nn.Module):
         def draw(number: int) -> Tensor:
             return torch.cat(
                 [
-                    torch.rand(count, number, 2, generator=generator, device=logits.device)
+                    torch.rand(count, number, 2, generator=generator, dtype=torch.float32, device=logits.device)
                     for count, generator in zip(counts, generators, strict=True)
                 ]
             )
@@ -242,7 +242,7 @@ class Criterion(nn.Module):
         background = class_logits.shape[-1] - 1
         target = torch.full(class_logits.shape[:2], background, device=class_logits.device)
         target[images, proposals] = labels
-        weight = torch.ones(background + 1, device=class_logits.device)
+        weight = torch.ones(background + 1, dtype=torch.float32, device=class_logits.device)
         weight[background] = self.weights.no_object
         total = F.cross_entropy(class_logits.float().flatten(0, 1), target.flatten(), weight, reduction="sum")
         return total / mean_over_processes(weight[target].sum())
@@ -252,7 +252,7 @@ class Criterion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Binary cross entropy and dice of the matched masks, ``logits`` (M, h, w) at ``points`` (M, P, 2), over the number
         of ground-truth masks."""
-        count = mean_over_processes(torch.tensor(float(num_targets), device=logits.device)).clamp(min=1)
+        count = mean_over_processes(torch.tensor(num_targets, dtype=torch.float32, device=logits.device)).clamp(min=1)
         if len(labels) == 0:
             return logits.sum() * 0.0, logits.sum() * 0.0
         logits = logits[:, None].float()

@@ -48,5 +48,5 @@ def pairwise_bce_cost(logits: Tensor, labels: Tensor, valid: Tensor | None = Non
 
 def dense_points(size: tuple[int, int], device: torch.device) -> Tensor:
     """(1, h * w, 2) centres (x, y) in [0, 1] of all cells of a grid of ``size`` (h, w)."""
-    y, x = (((torch.arange(side, device=device) + 0.5) / side) for side in size)
+    y, x = (((torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side) for side in size)
     return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).reshape(1, -1, 2)

@@ -35,10 +35,11 @@ def match(cost: Tensor) -> tuple[Tensor, Tensor]:
     ``cost`` (Q, T) -> indices of proposals and of targets, both (min(Q, T),), ordered by proposal. A cost that is not
     finite (an overflow under AMP) counts as the worst possible instead of stopping the training.
     """
+    device, cost = cost.device, cost.cpu()  # Apple's GPUs have no float64
     finite = cost.isfinite()
     largest = cost[finite].abs().max().item() if finite.any() else 0.0
     # Above what any exchange of finite costs can gain, yet of their order: a huge number would drown them in rounding.
     worst = 2 * (min(cost.shape) + 1) * (largest + 1)
     usable = torch.where(finite, cost.double(), worst)
-    rows, columns = linear_sum_assignment(usable.cpu().numpy())
-    return (torch.as_tensor(rows, device=cost.device), torch.as_tensor(columns, device=cost.device))
+    rows, columns = linear_sum_assignment(usable.numpy())
+    return (torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device))

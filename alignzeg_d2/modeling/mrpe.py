@@ -134,6 +134,7 @@ def proposals_from(q: Tensor, z: Tensor, bias_features: Tensor, num_bias_heads: 
         num_bias_heads: Hb.
         size: (h, w) with h * w = L.
     """
-    masks = torch.einsum("nqd,nld->nql", q, z)
-    bias = torch.einsum("nqd,nlhd->nhql", q, bias_features.unflatten(-1, (num_bias_heads, -1)))
+    # As plain products: onnxruntime's einsum ends the process where there is no image.
+    masks = q @ z.mT
+    bias = q[:, None] @ bias_features.unflatten(-1, (num_bias_heads, -1)).permute(0, 2, 3, 1)  # (N, Hb, Q, L)
     return Proposals(mask_logits=masks.unflatten(-1, size), attention_bias=bias.unflatten(-1, size))

@@ -6,9 +6,12 @@ Shapes: N images, G groups (the paper's M), K classes, D width, E length of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class SemanticFuser(nn.Module):
@@ -32,6 +35,46 @@ class SemanticFuser(nn.Module):
 def class_scores(semantics: Tensor, label_vectors: Tensor) -> Tensor:
     """A class's score is that of the group nearest to it: max over g of S_g . w_k, as in Eq. 9.
 
-    ``semantics`` S (N, G, E), ``label_vectors`` (K, E) -> (N, K).
+    ``semantics`` S (N, G, E), ``label_vectors`` (K, E) -> (N, K). It can be differentiated once.
     """
-    return (semantics @ label_vectors.T).max(dim=1).values
+    return _BestGroup.apply(semantics, label_vectors)
+
+
+class _BestGroup(torch.autograd.Function):
+    """:func:`class_scores` with a gradient of its own.
+
+    Only the nearest group of a class has a gradient. Autograd writes it among G - 1 zeros and multiplies all of them with
+    the label vectors; here the rows that take part are added up, which costs the same for any G.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, semantics: Tensor, label_vectors: Tensor) -> Tensor:
+        """``semantics`` (N, G, E), ``label_vectors`` (K, E) -> (N, K)."""
+        scores, nearest = (semantics @ label_vectors.T).max(dim=1)
+        ctx.save_for_backward(semantics, label_vectors, nearest)
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        semantics, label_vectors, nearest = ctx.saved_tensors
+        images, groups = semantics.shape[:2]
+        weight = grad_output.to(label_vectors.dtype)
+        # Which of all N * G groups has the gradient, for each image and class.
+        group = nearest + groups * torch.arange(images, device=nearest.device)[:, None]
+        for_semantics = for_vectors = None
+        if ctx.needs_input_grad[0]:
+            order = group.int().flatten().argsort(stable=True)  # the classes of a group side by side
+            count = group.flatten().bincount(minlength=images * groups)
+            classes = torch.arange(len(label_vectors), device=nearest.device).repeat(images)
+            for_semantics = F.embedding_bag(
+                classes.index_select(0, order),
+                label_vectors,
+                count.cumsum(0) - count,
+                mode="sum",
+                per_sample_weights=weight.flatten().index_select(0, order),
+            ).view_as(semantics)
+        if ctx.needs_input_grad[1]:
+            vectors = semantics.to(label_vectors.dtype).flatten(0, 1)
+            for_vectors = F.embedding_bag(group.T, vectors, mode="sum", per_sample_weights=weight.T)
+        return for_semantics, for_vectors

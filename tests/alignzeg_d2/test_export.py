@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +161,14 @@ def test_the_other_parts_that_a_config_can_choose(demo_cfg, demo_model, tmp_path
 # ---- docs/export.md: its commands, and what they wrote ----
 
 
+def without_torch(block: str, result: str, path: Path) -> np.ndarray:
+    """``result`` of a block of the page, in a process that has neither PyTorch nor Detectron2."""
+    blocked = "import sys; sys.modules.update(torch=None, torchvision=None, detectron2=None, zeroshot_d2=None)\n"
+    program = f"{blocked}{block}\nnp.save({str(path)!r}, {result})"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    return np.load(path)
+
+
 @pytest.fixture
 def exported(folder_of_the_page, monkeypatch, capsys):
     """``exported(name)``: the file that the page's command wrote, run at most once."""
@@ -178,7 +188,7 @@ def exported(folder_of_the_page, monkeypatch, capsys):
 
 def test_the_page_has_these_commands():
     outputs = [re.search(r"--output exported/(\S+)", command)[1] for command in COMMANDS]
-    assert outputs == ["scores.onnx", "open.onnx", "scores.pt2"]
+    assert outputs == ["scores.onnx", "open.onnx", "scores.pt2", "newer.onnx"]
 
 
 @pytest.mark.slow
@@ -211,10 +221,10 @@ def test_an_open_vocabulary_in_onnxruntime(exported, predictor):
 
 
 @pytest.mark.slow
-def test_python_of_the_page(exported, predictor):
+def test_python_of_the_page(exported, predictor, tmp_path):
     for name in ("scores.onnx", "open.onnx", "scores.pt2"):
         exported(name)
-    first, second = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    first, second, third = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     scope: dict = {}
     exec(first, scope)
     in_onnxruntime, (height, width) = scope["scores"], (scope["height"], scope["width"])
@@ -224,8 +234,74 @@ def test_python_of_the_page(exported, predictor):
     expected = predictor(np.ascontiguousarray(resized), vocabulary=names, scores=True).scores.numpy()
     np.testing.assert_allclose(in_onnxruntime, expected, atol=TOLERANCE)
     exec(second, scope)
-    np.testing.assert_allclose(scope["scores"][0, :, :height, :width].detach(), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(scope["scores"][0, :, :height, :width].numpy(), expected, atol=TOLERANCE)
     assert scope["vocabulary"]["names"].tolist() == ["dark water", "zebra"]
+    padded = without_torch(third, "padded", tmp_path / "padded.npy")
+    np.testing.assert_allclose(padded[0], scope["padded"], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_newer_opset(exported):
+    onnx = pytest.importorskip("onnx")
+    assert [entry.version for entry in onnx.load(exported("newer.onnx")).opset_import] == [20]
+    session = onnxruntime.InferenceSession(str(exported("newer.onnx")))
+    images = np.stack([photo(2, 72), photo(5, 72)]).astype(np.float32).transpose(0, 3, 1, 2)
+    (newer,) = session.run(None, {"images": images})
+    (default,) = onnxruntime.InferenceSession(str(exported("scores.onnx"))).run(None, {"images": images})
+    np.testing.assert_allclose(newer, default, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_no_image_and_every_size(exported, predictor):
+    """Without an image in a process of its own, which onnxruntime might end."""
+    split = predictor.marked(NAMES)
+    given = {name: tensor.numpy() for name, tensor in vocabulary_inputs(predictor.model, split).items()}
+    path = exported("open.onnx")
+    program = (
+        "import numpy as np, onnxruntime, sys\n"
+        "session = onnxruntime.InferenceSession(sys.argv[1])\n"
+        f"given = {{'images': np.zeros((0, 3, 16, 24), np.float32), 'seen': np.zeros({len(split)}, bool),\n"
+        f"  'prototypes': np.zeros({given['prototypes'].shape}, np.float32)}}\n"
+        "assert session.run(None, given)[0].shape == (0, 16, 24)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # the refusals are what is tested
+    session = onnxruntime.InferenceSession(str(path), options)
+    shown = session.get_inputs()[0].shape, session.get_outputs()[0].shape
+    assert shown == (["n", 3, "8*h", "8*w"], ["n", "8*h", "8*w"])
+    for height, width in [*((side, 24) for side in range(1, 27)), *((24, side) for side in range(1, 27))]:
+        image = np.full((1, 3, height, width), 90, np.float32)
+        if height % 8 or width % 8:
+            with pytest.raises(Exception, match="ONNXRuntimeError"):  # its errors have no class that is public
+                session.run(None, {"images": image, **given})
+            continue
+        (labels,) = session.run(None, {"images": image, **given})
+        (expected,) = predictor.model.inference([{"image": torch.tensor(image[0]), "vocabulary": split}], output="labels")
+        assert (labels[0] != expected["sem_seg_labels"].numpy()).mean() < 0.01
+
+
+@pytest.mark.slow
+def test_sides_that_are_no_multiples_are_refused_by_a_program_that_returns_scores(exported):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(exported("scores.onnx")), options)
+    for height, width in ((24, 25), (25, 24), (17, 27), (24, 15)):
+        with pytest.raises(Exception, match="ONNXRuntimeError"):
+            session.run(None, {"images": np.zeros((1, 3, height, width), np.float32)})
+
+
+@pytest.mark.slow
+def test_a_torch_export_takes_two_multiples_a_side(exported, predictor):
+    program = torch.export.load(exported("scores.pt2")).module()
+    image = torch.full((3, 16, 16), 90.0)
+    (expected,) = predictor.model.inference(
+        [{"image": image, "vocabulary": ["plain blue tile", "dark water", "light sand"]}], output="scores"
+    )
+    assert_close(program(images=image[None])[0], expected["sem_seg"], tolerance=TOLERANCE)
+    for height, width in ((8, 16), (16, 8), (12, 16)):
+        with pytest.raises((AssertionError, RuntimeError), match=r"Guard|images"):
+            program(images=image[None, :, :height, :width])
 
 
 @pytest.mark.parametrize("image", NO_IMAGE_ARRAYS)

@@ -1,5 +1,6 @@
 """From proposals to a segmentation: strips against F.interpolate, labels against scores, memory of large images."""
 
+import math
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from comparisons import STEP, assert_close, assert_same_labels
 from torch import nn
 
+from alignzeg_d2 import inference
 from alignzeg_d2.inference import (
     PBC,
     POSTPROCESSOR_REGISTRY,
@@ -199,6 +201,129 @@ def test_an_output_holds_what_was_asked_for(classifier, indicator):
     assert proposals["mask_logits"].shape == (3, 4, 7)  # 18 of 20 padded rows, 4 pixels a cell, rounded to whole cells
     assert torch.equal(proposals["class_logits"], found.class_logits)
     assert torch.equal(proposals["features"], found.features)
+
+
+# ---- labels without all scores ----
+
+
+def random_case(kind, num_classes, seed, num_proposals=12, grid=(6, 9)):
+    """Probabilities (Q, K) and mask logits: "peaked", "flat", "smooth" or "saturated", the last exactly 0 or 1 as masks."""
+    generator = torch.Generator().manual_seed(seed)
+    sharpness, scale = {"peaked": (6, 8), "flat": (0.1, 0.3), "smooth": (3, 20), "saturated": (3, 1000)}[kind]
+    logits = sharpness * torch.randn(num_proposals, num_classes + 1, generator=generator)
+    coarse = torch.randn(1, num_proposals, 2, 2, generator=generator)
+    masks = F.interpolate(coarse, size=grid, mode="nearest" if kind == "saturated" else "bilinear")[0]
+    if kind in ("peaked", "flat"):
+        masks = torch.randn(num_proposals, *grid, generator=generator)
+    return class_probabilities(logits), scale * masks
+
+
+def by_all_scores(probabilities, masks, **arguments):
+    scores = semantic_scores(probabilities, masks, **arguments)
+    return scores, scores.argmax(dim=0)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 27, 171, 1000])
+@pytest.mark.parametrize("kind", ["peaked", "flat", "smooth", "saturated"])
+def test_labels_are_those_of_all_scores(kind, num_classes):
+    sizes = [(1, 1), (15, 16), (16, 17), (33, 70), (64, 48)]  # below, at and beyond a tile's side, and cut at the border
+    for seed, output_size in enumerate(sizes):
+        probabilities, masks = random_case(kind, num_classes, seed)
+        for chunk_pixels in (1, 20 * output_size[1], 10**9):
+            arguments = {"region": (5.5, 9.0), "output_size": output_size, "chunk_pixels": chunk_pixels}
+            scores, expected = by_all_scores(probabilities, masks, **arguments)
+            labels, best = best_classes(probabilities, masks, **arguments)
+            assert_same_labels(labels, expected, scores, FEW_STEPS)
+            assert_close(best, scores.amax(dim=0), FEW_STEPS)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_equal_scores_the_first_class_wins(seed):
+    """Masks of 0 and 1 and probabilities in quarters add up without rounding, so that many scores are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.randint(0, 3, (5, 40), generator=generator) / 4
+    # Four pixels a cell: none lies midway between two cells, where a mask would be neither 0 nor 1.
+    masks = 1e5 * torch.randn(5, 9, 11, generator=generator).sign()
+    arguments = {"region": (9, 11), "output_size": (36, 44), "chunk_pixels": 1000}
+    scores, expected = by_all_scores(probabilities, masks, **arguments)
+    assert torch.equal(4 * scores, (4 * scores).round())
+    assert (scores == scores.amax(dim=0)).sum() > 1.5 * expected.numel()
+    labels, best = best_classes(probabilities, masks, **arguments)
+    assert torch.equal(labels, expected) and torch.equal(best, scores.amax(dim=0))
+
+
+def tiles_with_contenders(probabilities, masks):
+    """{(rows, columns): classes that may win}, as they are found for masks (Q, H, W)."""
+    return [(down, across, classes.tolist()) for (down, across), classes in inference._contenders(probabilities, masks)]
+
+
+@pytest.mark.parametrize("kind", ["peaked", "flat", "smooth", "saturated"])
+def test_whoever_wins_a_pixel_is_a_contender(kind):
+    """In double precision, where the arithmetic decides nothing."""
+    for seed in range(4):
+        probabilities, masks = random_case(kind, 60, seed)
+        ((_, upsampled_masks),) = upsampled_strips(masks, (6, 9), (37, 50), 10**9)
+        upsampled_masks.sigmoid_()
+        winners = torch.einsum("qk,qhw->khw", probabilities.double(), upsampled_masks.double()).argmax(dim=0)
+        covered = torch.zeros(37, 50)
+        for down, across, classes in tiles_with_contenders(probabilities, upsampled_masks):
+            covered[down, across] += 1
+            assert classes == sorted(classes) and set(winners[down, across].flatten().tolist()) <= set(classes)
+        assert (covered == 1).all()
+
+
+def test_few_classes_are_contenders():
+    """Each proposal says one of 30 classes, and each tile shows one proposal: the proposal's class is left, and no other."""
+    probabilities = torch.full((4, 30), 1e-3)
+    probabilities[range(4), [3, 8, 20, 29]] = 0.9
+    masks = torch.full((4, 32, 32), 0.01)
+    for proposal, (top, left) in enumerate([(0, 0), (0, 16), (16, 0), (16, 16)]):
+        masks[proposal, top : top + 16, left : left + 16] = torch.rand(16, 16) / 10 + 0.9
+    assert [classes for _, _, classes in tiles_with_contenders(probabilities, masks)] == [[3], [8], [20], [29]]
+
+
+def test_classes_that_only_rounding_separates_stay_contenders():
+    """Sums of 100 terms in another order differ by more than the classes do."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(100, 1, generator=generator)
+    masks = torch.rand(100, 1, 1, generator=generator).expand(100, 16, 16).contiguous()
+    by_steps = base * (1 + STEP * torch.arange(12))
+    assert tiles_with_contenders(by_steps, masks)[0][2] == list(range(12))
+    by_thousandths = base * (1 + torch.arange(12) / 1000)
+    assert tiles_with_contenders(by_thousandths, masks)[0][2] == [11]
+
+
+@pytest.mark.parametrize("logit", [-80.0, -87.0, -95.0, -103.0, -1e4])
+def test_scores_that_underflow_have_the_label_of_all_scores(logit):
+    """Some products are 0 in one form of the sum and the smallest numbers there are in another."""
+    probabilities, masks = random_case("peaked", 40, 0)
+    arguments = {"region": (6, 9), "output_size": (20, 20), "chunk_pixels": 10**9}
+    scores, expected = by_all_scores(probabilities, masks / 100 + logit, **arguments)
+    labels, _ = best_classes(probabilities, masks / 100 + logit, **arguments)
+    assert_same_labels(labels, expected, scores, FEW_STEPS)
+    if logit == -1e4:
+        assert (scores == 0).all() and (labels == 0).all()
+
+
+def test_scores_that_are_not_numbers_have_the_label_of_all_scores():
+    probabilities, masks = random_case("peaked", 40, 0)
+    probabilities[2, 7], masks[5, 2, 3] = math.nan, math.nan
+    arguments = {"region": (6, 9), "output_size": (60, 90), "chunk_pixels": 10**9}
+    scores, expected = by_all_scores(probabilities, masks, **arguments)
+    labels, best = best_classes(probabilities, masks, **arguments)
+    assert torch.equal(labels, expected) and {0, 7} == set(labels.flatten().tolist())
+    assert best.isnan().all()
+
+
+def test_without_tiles_labels_are_the_same(monkeypatch):
+    """As on a GPU."""
+    probabilities, masks = random_case("smooth", 27, 3)
+    arguments = {"region": (6, 9), "output_size": (60, 90), "chunk_pixels": 1000}
+    labels, best = best_classes(probabilities, masks, **arguments)
+    monkeypatch.setattr(inference, "_TILED_DEVICES", ())
+    expected, highest = best_classes(probabilities, masks, **arguments)
+    assert_same_labels(labels, expected, semantic_scores(probabilities, masks, **arguments), FEW_STEPS)
+    assert_close(best, highest, FEW_STEPS)
 
 
 # ---- memory ----

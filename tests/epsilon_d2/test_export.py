@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +122,14 @@ def folder_of_the_page(epsilon_checkpoint, shared_folder):
     return folder
 
 
+def without_torch(block: str, result: str, path: Path) -> np.ndarray:
+    """``result`` of a block of the page, in a process that has neither PyTorch nor Detectron2."""
+    blocked = "import sys; sys.modules.update(torch=None, torchvision=None, detectron2=None, zeroshot_d2=None)\n"
+    program = f"{blocked}{block}\nnp.save({str(path)!r}, {result})"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    return np.load(path)
+
+
 @pytest.fixture
 def exported(folder_of_the_page, monkeypatch, capsys):
     """``exported(name)``: the file that the page's command wrote, run at most once."""
@@ -168,16 +178,30 @@ def test_an_open_vocabulary_in_onnxruntime(exported, tagger):
 
 
 @pytest.mark.slow
-def test_python_of_the_page(exported, tagger):
+def test_python_of_the_page(exported, tagger, tmp_path):
     for name in ("labels.onnx", "open_labels.onnx"):
         exported(name)
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    first, second = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     scope: dict = {}
-    exec(block, scope)
+    exec(first, scope)
     expected = tagger(np.ascontiguousarray(photo()[:, :, ::-1]), vocabulary=NAMES).scores
     np.testing.assert_allclose(scope["scores"], expected, atol=TOLERANCE)
     np.testing.assert_allclose(scope["same"], expected, atol=TOLERANCE)
     assert scope["vocabulary"]["names"].tolist() == ["plain blue tile", "dark water", "zebra"]
+    pixels = without_torch(second, "pixels", tmp_path / "pixels.npy")
+    np.testing.assert_allclose(pixels.transpose(2, 0, 1), scope["square"], atol=1)  # of 255
+    scores = without_torch(second, "scores", tmp_path / "scores.npy")
+    np.testing.assert_allclose(scores[0], expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_no_image(exported):
+    session = onnxruntime.InferenceSession(str(exported("open_labels.onnx")))
+    assert [x.shape for x in session.get_inputs()] == [["n", 3, 64, 64], ["k", 96]]
+    given = {"images": np.zeros((0, 3, 64, 64), np.float32), "label_vectors": np.zeros((5, 96), np.float32)}
+    assert session.run(None, given)[0].shape == (0, 5)
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):  # the side is fixed; its errors have no class that is public
+        session.run(None, {**given, "images": np.zeros((1, 3, 64, 56), np.float32)})
 
 
 @pytest.mark.parametrize("image", NO_IMAGE_ARRAYS)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from epsilon_d2.modeling.criterion import Criterion
-from epsilon_d2.modeling.losses import diversity_weight, group_variance, rank_loss
+from epsilon_d2.modeling.losses import _softplus, diversity_weight, group_variance, rank_loss
 from epsilon_d2.modeling.semantic_fuser import class_scores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +105,14 @@ def test_rank_loss_gradcheck():
     assert torch.autograd.gradcheck(lambda x: rank_loss(x, positive), scores)
     assert torch.autograd.gradcheck(lambda x: rank_loss(x, positive, "sdl"), scores)
     assert torch.autograd.gradcheck(group_variance, semantics.requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_keeps_its_digits(dtype):
+    x = torch.cat([torch.linspace(-80, 80, 20001, dtype=dtype), torch.tensor([0.0, 1e4, math.inf, -math.inf], dtype=dtype)])
+    expected = torch.logaddexp(x.double(), torch.zeros_like(x, dtype=torch.float64)).to(dtype)
+    torch.testing.assert_close(_softplus(x), expected, rtol=16 * torch.finfo(dtype).eps, atol=0)
+    assert _softplus(torch.tensor([math.nan])).isnan().all()
 
 
 def test_recomputing_in_chunks_changes_nothing():

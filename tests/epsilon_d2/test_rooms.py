@@ -104,6 +104,47 @@ def test_scores_by_hand():
     assert class_scores(semantics, vectors).tolist() == [[1.0, 2.0, -1.0]]
 
 
+def plain_class_scores(semantics, vectors):
+    return (semantics @ vectors.T).max(dim=1).values
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6, 5), (1, 1, 3, 2), (2, 9, 1, 3)])
+def test_gradients_of_scores_are_those_of_the_plain_form(shape):
+    images, groups, classes, width = shape
+    generator = torch.Generator().manual_seed(0)
+    semantics = torch.randn(images, groups, width, generator=generator, dtype=torch.float64, requires_grad=True)
+    vectors = torch.randn(classes, width, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(images, classes, generator=generator, dtype=torch.float64)
+    scores, expected = class_scores(semantics, vectors), plain_class_scores(semantics, vectors)
+    torch.testing.assert_close(scores, expected)
+    ours, theirs = (torch.autograd.grad(x, (semantics, vectors), weight) for x in (scores, expected))
+    torch.testing.assert_close(ours, theirs)
+    (alone,) = torch.autograd.grad(class_scores(semantics, vectors.detach()), semantics, weight)
+    torch.testing.assert_close(alone, theirs[0])
+    assert torch.autograd.gradcheck(class_scores, (semantics, vectors))
+
+
+def test_of_groups_equally_near_one_has_the_gradient():
+    """The same that torch.max takes."""
+    semantics = torch.tensor([[[1.0, 2.0], [1.0, 2.0], [0.0, 2.0]]], requires_grad=True)
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    ours, theirs = (torch.autograd.grad(f(semantics, vectors).sum(), semantics) for f in (class_scores, plain_class_scores))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_scores_in_half_precision_have_gradients_in_the_inputs_precision():
+    semantics = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    vectors = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    gradients = []
+    for form in (class_scores, plain_class_scores):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores = form(semantics, vectors)
+        assert scores.dtype == torch.bfloat16
+        gradients.append(torch.autograd.grad(scores.sum(), (semantics, vectors)))
+    assert {gradient.dtype for gradient in gradients[0]} == {torch.float32}
+    torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)  # the plain form rounds to bfloat16 again
+
+
 @pytest.mark.parametrize("room", ["gpa", "gfp"])
 def test_every_parameter_learns(tokens, room):
     module = make_gpa() if room == "gpa" else GlobalForwardPropagation(width=D, num_groups=G)

@@ -179,6 +179,11 @@ def test_the_device_is_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert load_config("demo/alignzeg.yaml", ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
     assert load_config("demo/alignzeg.yaml", ["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert load_config("demo/alignzeg.yaml", ["MODEL.DEVICE", "mps"]).MODEL.DEVICE == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="MODEL.DEVICE is mps, which this machine does not have: set it to cpu"):
+        load_config("demo/alignzeg.yaml", ["MODEL.DEVICE", "mps"])
 
 
 def test_a_config_of_a_system_that_a_module_brings(tmp_path, monkeypatch):

@@ -73,6 +73,23 @@ def test_inside_another_module():
         nn.ModuleDict({"inner": Model()}).load_state_dict(state)
 
 
+def test_the_mean_of_checkpoints_is_taken_with_the_counts_of_batch_norms():
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.frozen = nn.BatchNorm1d(2), nn.Linear(2, 2).requires_grad_(False)
+            leave_out_frozen(self, ["frozen"], RECORD)
+
+    model = Normalised()
+    model.norm(torch.randn(3, 2))
+    mean = {key: (value + model.state_dict()[key]) / 2 for key, value in Normalised().state_dict().items()}
+    assert mean["norm.num_batches_tracked"].dtype.is_floating_point
+    model.load_state_dict(mean)
+    torch.testing.assert_close(model.norm.running_mean, mean["norm.running_mean"])
+    with pytest.raises(ValueError, match=r"of another kind, such as norm\.weight \(torch\.int8, not torch\.float32\)"):
+        model.load_state_dict({**mean, "norm.weight": torch.zeros(2, dtype=torch.int8)})
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_leaves_out_the_same(copied):
     model = copied(Model())

@@ -4,6 +4,7 @@ import copy
 import logging
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -156,6 +157,40 @@ def test_threads_share_one_computation():
         thread.join()
     assert len(found) == 8 and all(torch.equal(vectors, found[0]) for vectors in found)
     assert embeddings.computed == [("a", "bb")]
+
+
+def test_threads_with_more_vocabularies_than_are_kept():
+    embeddings = Lengths(kept=3)
+    vocabularies = [["a" * length, "bb"] for length in range(1, 9)] * 20
+
+    def lengths(prompts: list[str]) -> list[float]:
+        return embeddings(prompts)[:, 0].tolist()
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lengths, vocabularies))
+    assert found == [[float(len(name)) for name in names] for names in vocabularies]
+    assert len(embeddings._memory) == 3
+
+
+def test_a_known_vocabulary_waits_for_no_new_one():
+    began, go_on = threading.Event(), threading.Event()
+
+    class Slow(Lengths):
+        def compute(self, prompts: tuple[str, ...], **at_hand: object) -> Embedded:
+            if prompts == ("new",):
+                began.set()
+                assert go_on.wait(60)
+            return super().compute(prompts)
+
+    embeddings = Slow()
+    embeddings(["known"])
+    with ThreadPoolExecutor(2) as pool:
+        new = pool.submit(embeddings, ["new"])
+        assert began.wait(60)
+        assert pool.submit(embeddings, ["known"]).result(timeout=60)[0, 0] == 5
+        assert not new.done()
+        go_on.set()
+        assert new.result(timeout=60)[0, 0] == 3
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])

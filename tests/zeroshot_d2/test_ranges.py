@@ -48,7 +48,7 @@ class Part:
         (choice(False), [False], [True]),
         (registered(PARTS), ["Part"], ["part", "", None]),
         (text(), ["a"], ["", "  ", None, 3]),
-        (device(), ["cpu", "cuda", "cuda:1"], ["gpu", "cuda:one", "meta", "", None]),
+        (device(), ["cpu", "cuda", "cuda:1", "mps", "mps:0"], ["gpu", "cuda:one", "meta", "", None]),
         (optional(number(0)), [None, 0], [-1, "a"]),
         (each(whole(1)), [(), [1, 2], (1, 1)], [(0,), 1, "1", None, (1, "a")]),
         (each(text(), least=1, distinct=True), [["a", "b"]], [[], ["a", "a"], ["a", ""]]),

@@ -34,6 +34,17 @@ def test_metadata_that_was_there_without_a_data_set_goes():
     assert not hasattr(MetadataCatalog.get(NAME), "old")
 
 
+@pytest.mark.parametrize("catalog", [DatasetCatalog, MetadataCatalog])
+def test_a_name_that_was_removed_from_one_catalogue_is_in_both_again(catalog):
+    register(1, load=lambda: ["first"])
+    catalog.remove(NAME)
+    register(1, load=lambda: ["second"])
+    assert DatasetCatalog.get(NAME) in (["first"], ["second"]) and MetadataCatalog.get(NAME).value == 1
+    DatasetCatalog.remove(NAME)  # with the metadata of the first left behind, another may take the name
+    register(2, load=lambda: ["third"])
+    assert DatasetCatalog.get(NAME) == ["third"] and MetadataCatalog.get(NAME).value == 2
+
+
 @pytest.mark.parametrize("value", [{"a": [1, (2,)]}, np.array([1, 2]), {"a": np.array([1, 2])}, None, "text"])
 def test_the_same_again_keeps_the_first(value):
     register(value, load=lambda: ["first"])

@@ -19,6 +19,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ..defaults import plain_defaults
 from ..storage import file_sha256
 from ..weights import check_tensors, read_weights
 
@@ -40,6 +41,7 @@ class DownloadFailed(OSError, RuntimeError):
     """Weights that a tag names are not on this machine and cannot be fetched."""
 
 
+@plain_defaults()
 def create_clip(name: str, pretrained: str) -> open_clip.CLIP:
     """Build a CLIP on the CPU, in float32 and evaluation mode.
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..class_split import comparable
+from ..defaults import plain_defaults
 from ..label_embeddings import Embedded, LabelEmbeddings
 from .loader import create_clip, get_tokenizer
 
@@ -183,6 +184,7 @@ class ClipTextEmbeddings(LabelEmbeddings):
         self.name, self.pretrained = name, pretrained
         self.weights_hash = weights_hash
 
+    @plain_defaults()
     def compute(self, prompts: tuple[str, ...], **at_hand: Any) -> Embedded:
         """The prototypes; ``clip=`` spares loading it where it is at hand anyway."""
         clip = at_hand.get("clip") or create_clip(self.name, self.pretrained)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..cli import Parser, add_model_arguments, add_vocabulary_arguments, model_config, set_vocabulary
-from ..export import FORMATS, check_path
+from ..export import FORMATS, OPSETS, check_opset, check_path
 from ..predictor import build_predictor
 
 
@@ -27,7 +27,7 @@ class Exporter(Protocol):
 
     @staticmethod
     def export(predictor: Any, args: argparse.Namespace) -> str:
-        """Write ``args.output`` in ``args.format``; a sentence on how far it is from the model.
+        """Write ``args.output`` in ``args.format`` and ``args.opset``; a sentence on how far it is from the model.
 
         Raises:
             ValueError: the file does not do what the model does.
@@ -48,10 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--vocabulary-input", action="store_true", help="make the vocabulary an input instead of baking it in"
     )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        metavar="N",
+        help=f"ONNX's set of operators, {OPSETS[0]} to {OPSETS[-1]}; by default {OPSETS[0]}, which most runtimes know",
+    )
     add_model_arguments(parser)
     add_vocabulary_arguments(parser)
     exporter, args = parser.parse_with_part(argv, "exporter")
     check_path(args.output, args.format)
+    check_opset(args.opset, args.format)
     predictor = build_predictor(model_config(args))
     split = set_vocabulary(predictor, args)
     said = exporter.export(predictor, args)

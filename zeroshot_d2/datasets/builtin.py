@@ -112,7 +112,8 @@ _VOC_TRAIN = Folders(
     f"{_VOC}/JPEGImages",
     f"{_VOC}/SegmentationClassAug",
     f"{_VOC}/ImageSets/Segmentation/trainaug.txt",
-    how_to_get="SegmentationClassAug and trainaug.txt are no part of the official download. If only the list is missing: it "
+    how_to_get="SegmentationClassAug and trainaug.txt are no part of the official download; `python -m zeroshot_d2 datasets "
+    "download voc2012` makes them from SBD's labels. If only the list is missing: it "
     "holds every name in SegmentationClassAug that is not in val.txt, so in VOC2012 this makes it: "
     "ls SegmentationClassAug | sed 's/.png$//' | grep -vxFf ImageSets/Segmentation/val.txt "
     "> ImageSets/Segmentation/trainaug.txt",
@@ -268,6 +269,7 @@ MULTILABEL_DATASETS: tuple[BuiltinMultiLabel, ...] = (
     # The release has 9,011,219 training images, but only those with a human label are of use, and these it
     # does not count.
     _open_images("open_images_v4_train", "train", "seen", None),
+    _open_images("open_images_v4_train_boxes", "train_boxes", "seen", None),  # those that are offered for download
     _open_images("open_images_v4_val", "validation", "all", 41_620),
     _open_images("open_images_v4_test", "test", "all", 125_436),
 )

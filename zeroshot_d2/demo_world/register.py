@@ -75,6 +75,7 @@ def register_demo_world(
     vocabulary: Vocabulary = "all",
     size: int = 64,
     num_objects: tuple[int, int] = (2, 3),
+    replace: bool = False,
 ) -> None:
     """Register ``num_images`` images of the world ``seed`` as a Detectron2 data set.
 
@@ -84,6 +85,7 @@ def register_demo_world(
         num_images: how many.
         vocabulary: "seen" (unseen pixels ignored), "all" or "unseen" (seen pixels ignored).
         size, num_objects: as for :func:`render`.
+        replace: take the place of a data set of this name.
     """
     register_sem_seg(
         name,
@@ -91,6 +93,7 @@ def register_demo_world(
         vocabulary=vocabulary,
         load=lambda: render_files(seed, num_images, size=size, num_objects=num_objects),
         colors=class_colours(),
+        replace=replace,
     )
 
 
@@ -103,6 +106,7 @@ def register_demo_world_multilabel(
     size: int = 64,
     num_objects: tuple[int, int] = (3, 5),
     draw_unseen: bool = True,
+    replace: bool = False,
 ) -> None:
     """Register ``num_images`` images of the world ``seed`` with image-level labels: the classes that are visible.
 
@@ -119,7 +123,7 @@ def register_demo_world_multilabel(
             for record in records
         }
 
-    register_multilabel(name, SPLIT, "", labels, vocabulary=vocabulary)
+    register_multilabel(name, SPLIT, "", labels, vocabulary=vocabulary, replace=replace)
 
 
 def register_builtin() -> None:

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -197,18 +198,19 @@ class MultiLabelEvaluator(DatasetEvaluator):
             raise ValueError(f"{len(inputs)} inputs but {len(outputs)} outputs")
         if not inputs:
             return
-        scores = np.stack([self._checked_scores(x, y) for x, y in zip(inputs, outputs, strict=True)])
+        scores = self._checked_scores(inputs, outputs)
         positive = np.zeros(scores.shape, dtype=bool)
-        for row, record in enumerate(inputs):
-            signs = {"positive_labels": True} if self._complete else {"positive_labels": True, "negative_labels": False}
-            for key, sign in signs.items():
-                labels = self._checked_labels(record, key)
-                positive[row, labels] |= sign
-                self._annotations.image.append(np.full(len(labels), self._num_images + row, dtype=np.int32))
-                self._annotations.klass.append(labels.astype(np.int32))
-                self._annotations.positive.append(np.array([sign] * len(labels), dtype=np.bool_))
-                if not self._complete:
-                    self._annotations.score.append(scores[row, labels])
+        signs = {"positive_labels": True} if self._complete else {"positive_labels": True, "negative_labels": False}
+        for key, sign in signs.items():
+            labels = [self._checked_labels(record, key) for record in inputs]
+            row, classes = np.repeat(np.arange(len(inputs)), list(map(len, labels))), np.concatenate(labels)
+            if sign:
+                positive[row, classes] = True
+            self._annotations.image.append((self._num_images + row).astype(np.int32))
+            self._annotations.klass.append(classes.astype(np.int32))
+            self._annotations.positive.append(np.full(len(classes), sign))
+            if not self._complete:
+                self._annotations.score.append(scores[row, classes])
         if self._scores is not None:
             self._scores.add(scores)
         if self._saver is not None:
@@ -216,26 +218,31 @@ class MultiLabelEvaluator(DatasetEvaluator):
         chosen: dict[str, BoolArray] = {"all": np.ones(len(inputs), dtype=bool)}
         flags = np.zeros(len(inputs), dtype=np.uint8)
         for bit, (images, mask) in enumerate(self._labelling.items()):
-            chosen[images] = np.asarray(positive[:, mask].any(axis=1))
+            chosen[images] = np.asarray((positive & mask).any(axis=1))
             flags |= chosen[images].astype(np.uint8) << bit
         self._labelled.append(flags)
         self._num_images += len(inputs)
         for task, mask in self._tasks.items():
-            hits = hits_at(scores[:, mask], positive[:, mask], self._top_k)
+            ranked_classes = np.flatnonzero(mask)
+            of_task = positive.take(ranked_classes, axis=1)
+            hits = hits_at(scores.take(ranked_classes, axis=1), of_task, self._top_k)
+            positives = of_task.sum(axis=1)
             for images, rows in chosen.items():
-                self._counts[task, images].add(
-                    Counts(int(rows.sum()), int(positive[rows][:, mask].sum()), hits[rows].sum(axis=0))
-                )
+                self._counts[task, images].add(Counts(int(rows.sum()), int(positives[rows].sum()), hits[rows].sum(axis=0)))
 
-    def _checked_scores(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> Float32Array:
-        scores = np.asarray(output["scores"].detach().float().cpu())
-        if scores.shape != (len(self._split),):
-            raise ValueError(
-                f"the model scores {scores.shape} classes, data set {self._dataset_name!r} has {len(self._split)}: predict "
-                "with the vocabulary of this data set"
-            )
-        if np.isnan(scores).any():
-            raise ValueError(f"{record.get('file_name')}: {int(np.isnan(scores).sum())} scores are NaN")
+    def _checked_scores(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> Float32Array:
+        """(B, K) of a batch."""
+        given = [output["scores"] for output in outputs]
+        for scores in given:
+            if scores.shape != (len(self._split),):
+                raise ValueError(
+                    f"the model scores {tuple(scores.shape)} classes, data set {self._dataset_name!r} has "
+                    f"{len(self._split)}: predict with the vocabulary of this data set"
+                )
+        scores = torch.stack(given).detach().float().cpu().numpy()
+        for record, nan in zip(inputs, np.isnan(scores).sum(axis=1), strict=True):
+            if nan:
+                raise ValueError(f"{record.get('file_name')}: {nan} scores are NaN")
         return scores
 
     def _checked_labels(self, record: Mapping[str, Any], key: str) -> IntArray:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..metrics import harmonic_mean
 
@@ -82,9 +83,10 @@ def pooled_average_precision(
 
 def hits_at(scores: Float32Array, positive: BoolArray, top_k: Sequence[int]) -> IntArray:
     """(B, len(top_k)) positives among the K best of each row of ``scores`` (B, classes), in the order of :func:`ranked`."""
-    last = scores.shape[1] - max(top_k)
-    lowest = np.partition(scores, last, axis=1)[:, last, None]
-    rows, classes = np.nonzero(scores >= lowest)  # the best, and whatever equals the last of them; a full sort takes long
+    scores = np.ascontiguousarray(scores)
+    lowest = torch.from_numpy(scores).topk(max(top_k), dim=1, sorted=False).values.amin(dim=1, keepdim=True).numpy()
+    found = np.flatnonzero(scores >= lowest)  # the best, and whatever equals the last of them; a full sort takes long
+    rows, classes = np.divmod(found, scores.shape[1])
     hit = positive[rows, classes]
     order = np.lexsort((hit, -scores[rows, classes], rows))
     rows, hit = rows[order], hit[order]

@@ -16,6 +16,7 @@ from ..class_split import ClassSplit, Vocabulary
 from ..registration import register_dataset, warn_about_count
 from ..storage import PathLike
 from .columns import LabelColumns, MultiLabelDataset
+from .label_tables import SUFFIXES, read_label_table
 
 EVALUATOR_TYPE = "zero_shot_multilabel"
 
@@ -80,8 +81,8 @@ def register_multilabel(
         split: all classes and which of them are unseen.
         image_root: folder of the images.
         labels: {relative path: names of the classes in the image}, or {relative path: {name: +1 or -1}} with
-            classes that are verified to be absent; or a function that returns one of these; or a file written
-            by :meth:`LabelColumns.save`.
+            classes that are verified to be absent; or a function that returns one of these; or a file: a table
+            (:mod:`.label_tables`) in .csv or .json, or one written by :meth:`LabelColumns.save`.
         vocabulary: "seen": training on seen classes; "all": GZSL; "unseen": ZSL. Labels of the other classes
             are left out.
         complete: whether a class without a label is absent (True), or not annotated and left out of its AP (False).
@@ -105,6 +106,8 @@ def register_multilabel(
             raise ValueError(
                 f"data set {name!r}: labels must be {{relative path: names}}, or the path of a file, got {given!r}"
             )
+        if not isinstance(given, Mapping) and os.fspath(given).lower().endswith(SUFFIXES):
+            given = read_label_table(given)
         columns = _columns_of(name, given, ids, other_labels) if isinstance(given, Mapping) else LabelColumns.open(given)
         dataset = MultiLabelDataset(
             name,

@@ -129,9 +129,9 @@ class SegmentationMapper:
         dataset_dict.setdefault("width", image.shape[1])
         aug_input = T.AugInput(image, sem_seg=None if sem_seg is None else _to_planes(sem_seg))
         self.augmentations(aug_input)
-        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        dataset_dict["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
         if aug_input.sem_seg is not None:
-            dataset_dict["sem_seg"] = torch.as_tensor(_from_planes(aug_input.sem_seg).astype(np.int64))
+            dataset_dict["sem_seg"] = torch.from_numpy(_from_planes(aug_input.sem_seg).astype(np.int64))
         return dataset_dict
 
     def _map_label(self, raw_label: np.ndarray, dataset_dict: dict[str, Any]) -> np.ndarray:

@@ -44,6 +44,22 @@ def decode_mask(segmentation: Any, height: int, width: int) -> Mask:
     return (np.repeat(np.arange(len(runs)) % 2, runs) > 0).reshape(width, height).T
 
 
+def encode_positions(positions: npt.NDArray[np.int64], height: int, width: int) -> dict[str, Any]:
+    """COCO's compressed run lengths of some pixels: {"size": [H, W], "counts": text}; :func:`decode_mask` reads them.
+
+    Args:
+        positions: (N,) ascending and not empty; pixel (y, x) has the position x H + y.
+        height, width: of the image.
+    """
+    breaks = np.flatnonzero(np.diff(positions) != 1)
+    begins, ends = positions[np.r_[0, breaks + 1]], positions[np.r_[breaks, -1]] + 1
+    bounds = np.r_[0, np.stack([begins, ends], axis=1).ravel()]
+    if bounds[-1] != height * width:
+        bounds = np.r_[bounds, height * width]
+    runs = {"size": [height, width], "counts": np.diff(bounds).tolist()}
+    return {"size": [height, width], "counts": coco_mask.frPyObjects(runs, height, width)["counts"].decode("ascii")}
+
+
 def _check_polygon(polygon: Any, height: int, width: int) -> None:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(f"a polygon must have x and y of at least three points, got {_shortened(polygon)}")

@@ -73,7 +73,7 @@ class SegmentationPredictor(Predictor[Segmentation]):
         ordered = image[:, :, ::-1] if self.cfg.INPUT.FORMAT == "RGB" else image
         resized = self._resize.get_transform(ordered).apply_image(ordered)
         return {
-            "image": torch.as_tensor(resized.astype(np.float32).transpose(2, 0, 1)),
+            "image": torch.from_numpy(resized.astype(np.float32).transpose(2, 0, 1)),
             "height": height,
             "width": width,
         }

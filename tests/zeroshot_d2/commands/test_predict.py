@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
+import time
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,9 +22,10 @@ from PIL import Image
 from zeroshot_d2.checkpoint import Checkpointer, ModelRecord
 from zeroshot_d2.cli import load_config
 from zeroshot_d2.commands import predict
-from zeroshot_d2.commands.predict import find_inputs, main, output_names, predict_photos
+from zeroshot_d2.commands.predict import find_inputs, main, predict_photos, share
 from zeroshot_d2.demo_world import SPLIT, render
 from zeroshot_d2.predictor import Predictor, batches, build_predictor
+from zeroshot_d2.results import Source, output_names
 
 PAGE = (Path(__file__).parents[3] / "docs" / "predict.md").read_text(encoding="utf-8")
 
@@ -111,7 +116,7 @@ def test_a_name_may_look_like_a_pattern(tmp_path):
 
 def test_every_input_has_a_name_of_its_own():
     paths = [Path("x/a.jpg"), Path("x/a.png"), Path("y/a.jpg"), Path("z/A.jpg"), Path("vocabulary.png")]
-    assert output_names(paths) == ["a", "a.png", "a.jpg", "A.jpg_2", "vocabulary.png"]
+    assert output_names(paths, {"vocabulary"}) == ["a", "a.png", "a.jpg", "A.jpg_2", "vocabulary.png"]
     many = [Path(f"{folder}/a.jpg") for folder in range(30)] + [Path("a.jpg_2.png"), Path("a.jpg.png")]
     assert len({name.lower() for name in output_names(many)}) == len(many)
 
@@ -223,11 +228,12 @@ def test_photos_are_read_batch_by_batch(photos, monkeypatch, tmp_path):
             return ["result"] * len(images)
 
     class Writer:
-        def photo(self, path, name, bgr, result):
-            events.append(f"{name} is written")
+        def photo(self, source, bgr, result):
+            events.append(f"{source.name} is written")
 
-    paths = [photos / name for name in ("a.png", "b.jpg", "c.jpg", "a.png")]
-    failed = predict_photos(Predictor(), Writer(), paths, ["1", "2", "3", "4"])
+    names = ("a.png", "b.jpg", "c.jpg", "a.png")
+    sources = [Source(photos / name, str(number), name) for number, name in enumerate(names, start=1)]
+    failed = predict_photos(Predictor(), Writer(), sources)
     assert list(failed) == [photos / "b.jpg"]
     assert events == [
         *("a.png", "b.jpg", "c.jpg", "2 images", "1 is written", "3 is written"),
@@ -292,6 +298,204 @@ def test_without_a_test_data_set_the_classes_are_those_in_the_checkpoint(ranker,
     assert [entry["unseen"] for entry in vocabulary] == SPLIT.unseen_mask.tolist()
 
 
+# ---- annotation tools ----
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """{relative path: content} of all files, JSON decoded and images as arrays."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".json":
+            found[path.relative_to(folder).as_posix()] = json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".png":
+            found[path.relative_to(folder).as_posix()] = np.asarray(Image.open(path))
+        elif path.is_file():
+            found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
+
+
+def about(value: Any) -> Any:
+    """What compares equal to the same JSON with scores that differ in the last digits."""
+    if isinstance(value, dict):
+        return {key: about(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [about(item) for item in value]
+    return pytest.approx(value, rel=1e-3, abs=1e-5) if isinstance(value, float) else value
+
+
+def test_photos_and_the_frames_of_a_video_in_every_format(segmenter, photos, tmp_path):
+    save_video(photos / "clip.mp4", 2)
+    out = tmp_path / "out"
+    (photos / "b.jpg").unlink()
+    words = ["--format", "labels", "coco", "coco-panoptic", "label-studio", "cvat", "--batch-size", "2"]
+    assert main([*segmenter, "--input", str(photos), "--output", str(out), *words]) == 0
+    assert names_in(out / "clip_frames") == ["000000.png", "000001.png"]
+    names = ["a.png", "c.jpg", "clip_frames/000000.png", "clip_frames/000001.png"]
+    for name in ("coco/annotations.json", "coco_panoptic/panoptic.json"):
+        images = json.loads((out / name).read_text())["images"]
+        assert [image["file_name"] for image in images] == names
+        assert [(image["width"], image["height"]) for image in images] == [(64, 64), (96, 48), (64, 64), (64, 64)]
+    tasks = json.loads((out / "label_studio/tasks.json").read_text())
+    assert [task["data"]["image"].partition("=")[2] for task in tasks] == names
+    stems = [name.partition(".")[0] for name in names]
+    assert (out / "cvat/ImageSets/Segmentation/default.txt").read_text().splitlines() == stems
+    colors = {}
+    for line in (out / "cvat/labelmap.txt").read_text().splitlines()[1:]:
+        name, color, *_ = line.split(":")
+        colors[name] = tuple(map(int, color.split(",")))
+    for stem, labels in zip(stems, ("a_labels", "c_labels", "clip_labels/000000", "clip_labels/000001"), strict=True):
+        values = np.asarray(Image.open(out / f"{labels}.png"))
+        expected = np.array([colors[name] for name in SPLIT.names], dtype=np.uint8)[values]
+        np.testing.assert_array_equal(np.asarray(Image.open(out / f"cvat/SegmentationClass/{stem}.png")), expected)
+        ids = np.asarray(Image.open(out / f"coco_panoptic/panoptic/{stem}.png"))
+        np.testing.assert_array_equal(ids[..., 0], values + 1)
+
+
+def test_tags_in_every_format(ranker, photos, tmp_path):
+    out = tmp_path / "out"
+    save_video(photos / "clip.mp4", 2)
+    (photos / "b.jpg").unlink()
+    words = ["--format", "json", "label-studio", "--top-k", "3", "--image-prefix", "https://photos.example/"]
+    assert main([*ranker, "--input", str(photos), "--output", str(out), *words]) == 0
+    assert names_in(out) == ["a.json", "c.json", "clip.json", "label_studio", "tags.json", "vocabulary.json"]
+    together = json.loads((out / "tags.json").read_text())
+    for name, entry in zip("ac", together, strict=True):
+        alone = json.loads((out / f"{name}.json").read_text())
+        assert entry == {key: value for key, value in alone.items() if key != "run"}
+    tasks = json.loads((out / "label_studio/tasks.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == ["https://photos.example/a.png", "https://photos.example/c.jpg"]
+    view = ElementTree.parse(out / "label_studio/config.xml").getroot()
+    offered = [choice.get("value") for choice in view.find("Choices")]
+    assert offered == list(SPLIT.names)
+    for task, entry in zip(tasks, together, strict=True):
+        (region,) = task["predictions"][0]["result"]
+        assert region["value"]["choices"] == [c["name"] for c in entry["classes"]]
+        assert region["score"] == max(c["score"] for c in entry["classes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--min-area", "5"], "--min-area is for --format coco"),
+        (["--image-prefix", "x", "--format", "coco"], "--image-prefix is for --format label-studio"),
+        (["--overlay-width", "900", "--format", "coco"], "--overlay-width is for --format labels"),
+    ],
+)
+def test_options_of_formats_that_are_not_written(segmenter, photos, tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        main([*segmenter, "--input", str(photos / "a.png"), "--output", str(tmp_path / "out"), *words])
+
+
+# ---- what is finished ----
+
+
+def age(folder: Path) -> None:
+    """Let all files have been written an hour ago."""
+    for path in folder.rglob("*"):
+        moment = path.stat().st_mtime - 3600
+        os.utime(path, (moment, moment))
+
+
+@pytest.mark.parametrize("system", ["segmenter", "ranker"])
+def test_finished_files_are_skipped(system, request, photos, tmp_path, capsys, monkeypatch):
+    model = request.getfixturevalue(system)
+    save_video(photos / "clip.mp4", 2)
+    (photos / "b.jpg").unlink()
+    out = tmp_path / "out"
+    given = [*model, "--input", str(photos), "--output", str(out), "--skip-finished"]
+    given += ["--format", "labels", "coco"] if system == "segmenter" else ["--pictures", "--top-k", "3"]
+    read: list[str] = []
+    real = predict.to_bgr
+    monkeypatch.setattr(predict, "to_bgr", lambda path, limit: read.append(path.name) or real(path, limit))
+
+    def again(*words: str) -> str:
+        read.clear()
+        assert main([*given, *words]) == 0
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert f"3 of 3 files done (0 finished before), results in {out}" == again()
+    first = contents(out)
+    age(photos)
+    assert "(3 finished before)" in again() and read == []
+    second = contents(out)
+    assert second.keys() == first.keys()
+    assert all(np.array_equal(second[name], content) for name, content in first.items())
+
+    for lost in ("c_overlay.png", "records/coco/c.json") if system == "segmenter" else ("c_tags.png", "c.json"):
+        (out / lost).unlink()
+        assert "(2 finished before)" in again() and read == ["c.jpg"]
+    (out / "clip.json").write_text("{")
+    assert "(2 finished before)" in again() and read == []
+    save_photo(photos / "a.png", 5)  # newer than its results
+    os.utime(photos / "a.png", (time.time() + 5, time.time() + 5))
+    assert "(2 finished before)" in again() and read == ["a.png"]
+    age(photos)
+    assert "(0 finished before)" in again("--vocabulary", "zebra, plain red tile, dark grass, cat")
+    assert "(0 finished before)" in again("MODEL.PIXEL_STD", "[68.5, 66.6, 70.3]")
+    assert "(3 finished before)" in again("--batch-size", "7", "MODEL.PIXEL_STD", "[68.5, 66.6, 70.3]")
+
+
+def test_other_weights_are_not_finished(ranker, photos, tmp_path, capsys):
+    given = ["--input", str(photos / "a.png"), "--output", str(tmp_path / "out"), "--skip-finished"]
+    age(photos)
+    main([*ranker, *given])
+    cfg = load_config("demo/epsilon.yaml")
+    torch.manual_seed(1)
+    Checkpointer(build_model(cfg), str(tmp_path)).save("other")
+    capsys.readouterr()
+    assert main([*ranker, *given, "--weights", str(tmp_path / "other.pth")]) == 0
+    assert "(0 finished before)" in capsys.readouterr().out
+
+
+# ---- several processes ----
+
+
+def test_shares_are_whole_batches():
+    assert share(range(10), 0, 2, 3) == [0, 1, 2, 6, 7, 8] and share(range(10), 1, 2, 3) == [3, 4, 5, 9]
+    assert sorted(x for index in range(4) for x in share(range(10), index, 4, 3)) == list(range(10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["segmenter", "ranker"])
+def test_several_processes_write_what_one_does(system, request, photos, tmp_path, capfd):
+    model = request.getfixturevalue(system)
+    for index in range(3):
+        save_photo(photos / f"more/{index}.png", index + 4)
+    save_video(photos / "clip.mp4", 2)
+    (photos / "broken.mp4").write_bytes(b"no video")
+    given = [*model, "--input", str(photos), str(photos / "more"), "--batch-size", "2"]
+    given += ["--format", *(["labels", "coco", "cvat"] if system == "segmenter" else ["csv", "json"])]
+    assert main([*given, "--output", str(tmp_path / "one")]) == 1
+    expected = capfd.readouterr()
+    out = tmp_path / "several"
+    assert main([*given, "--output", str(out), "--num-processes", "2"]) == 1
+    printed = capfd.readouterr()
+    assert "6 of 8 files done" in printed.out
+    reasons = [line for line in printed.err.splitlines() if line.startswith("cannot read")]
+    assert reasons == [line for line in expected.err.splitlines() if line.startswith("cannot read")]
+    assert len(reasons) == 2
+    one, several = contents(tmp_path / "one"), contents(out)
+    assert list(several) == list(one)
+    for name, content in one.items():
+        if isinstance(content, np.ndarray):
+            assert (content == several[name]).mean() > 0.99, name
+        elif name.endswith(".json") and (system == "ranker" or name == "vocabulary.json"):
+            assert several[name] == about(content), name  # label maps may differ in a pixel, and then in their regions
+    if system == "ranker":
+        with (tmp_path / "one/tags.csv").open() as first, (out / "tags.csv").open() as second:
+            names = [[row[:2] for row in csv.reader(file)] for file in (first, second)]
+        assert names[0] == names[1] and len(names[0]) > 50
+    else:
+        assert several["coco/annotations.json"]["images"] == one["coco/annotations.json"]["images"]
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_process_ends_all(ranker, photos, tmp_path):
+    given = [*ranker, "--input", str(photos), "--output", str(tmp_path / "out"), "--num-processes", "2"]
+    with pytest.raises(ValueError, match="--top-k 39 is larger than the vocabulary of 38 classes"):
+        main([*given, "--top-k", "39"])
+
+
 # ---- arguments ----
 
 
@@ -342,6 +546,9 @@ def test_missing_files_are_named(runs, photos, tmp_path, option, message):
         (["--model", "M", "--input", "a.png", "--output", "o", "--batch-size", "0"], "must be a positive whole number"),
         (["--model", "T", "--input", "a.png", "--explain"], "--output FOLDER is missing"),
         (["--model", "T", "--input", "a.png", "--top-k", "0"], "must be a positive whole number"),
+        (["--model", "T", "--input", "a.png", "--skip-finished"], "looks for results in --output FOLDER"),
+        (["--model", "T", "--input", "a.png", "--num-processes", "0"], "must be a positive whole number"),
+        (["--model", "M", "--input", "a.png", "--output", "o", "--format", "yolo"], "invalid choice: 'yolo'"),
     ],
 )
 def test_arguments_that_do_not_fit(segmenter, ranker, words, message, capsys):

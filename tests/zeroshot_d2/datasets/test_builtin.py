@@ -145,6 +145,7 @@ def test_multilabel_vocabularies():
         "nus_wide_81_train": 81,
         "nus_wide_81_test": 81,
         "open_images_v4_train": 7186,
+        "open_images_v4_train_boxes": 7186,
         "open_images_v4_val": 7586,
         "open_images_v4_test": 7586,
     }

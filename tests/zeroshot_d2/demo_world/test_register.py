@@ -48,6 +48,17 @@ def test_files_hold_the_rendered_images_and_are_rendered_once():
     assert again[:3] == records and len(list(first.parent.iterdir())) == 8
 
 
+@pytest.mark.parametrize("registers", [register_demo_world, register_demo_world_multilabel])
+def test_the_same_world_again_and_another_one(name, registers):
+    registers(name, seed=9, num_images=2)
+    registers(name, seed=9, num_images=2)
+    with pytest.raises(ValueError, match=f"'{name}' is already registered, .* pass replace=True"):
+        registers(name, seed=9, num_images=3, vocabulary="unseen")
+    assert len(DatasetCatalog.get(name)) == 2 and MetadataCatalog.get(name).class_split == SPLIT
+    registers(name, seed=9, num_images=3, vocabulary="unseen", replace=True)
+    assert len(DatasetCatalog.get(name)) == 3 and MetadataCatalog.get(name).class_split.names == tuple(UNSEEN)
+
+
 def test_no_image_is_no_world():
     with pytest.raises(ValueError, match="num_images=0"):
         render_files(0, 0)

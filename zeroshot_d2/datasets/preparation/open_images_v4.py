@@ -5,6 +5,7 @@
 
 reads   open_images_v4/<part>-annotations-human-imagelabels.csv   (or in a folder <part>)
         open_images_v4/<part>/<ImageID>.jpg
+        for the part train_boxes, which is asked for by name: train's labels, and the images with boxes in train_boxes/
 writes  open_images_v4/open_images_v4_<part>.npz      7,186 seen and 400 unseen classes, by MID; +1 present, -1 absent
 
 A part whose file is there is left as it is; delete the file to make it again.
@@ -30,6 +31,8 @@ from ..builtin import load_class_list
 # Rows of the CSV files, from the release's page of facts and figures: a cut-off download is noticed.
 IMAGE_ID = re.compile("[0-9a-f]{16}")
 ROWS = {"train": 27_894_289, "validation": 551_390, "test": 1_667_399}
+# The training images that are offered for download, 1,743,042 of 9 million, have train's labels and a folder of their own.
+SHARED_LABELS = {"train_boxes": "train"}
 CONFIDENCES = {"1": 1, "1.0": 1, "0": -1, "0.0": -1}
 HEADER = ["ImageID", "Source", "LabelName", "Confidence"]
 
@@ -39,7 +42,7 @@ def convert(root: Path, part: str, check_images: bool = True, expected_rows: int
 
     Args:
         root: the folder ``open_images_v4``.
-        part: "train", "validation" or "test".
+        part: "train", "train_boxes", "validation" or "test".
         check_images: leave out images whose file is missing.
         expected_rows: how many labels the whole CSV has; another number is reported.
 
@@ -47,8 +50,9 @@ def convert(root: Path, part: str, check_images: bool = True, expected_rows: int
         FileNotFoundError: the CSV or the image folder is missing.
         ValueError: the CSV is not the release's; the line is named.
     """
-    name = f"{part}-annotations-human-imagelabels.csv"
-    candidates = [root / name, root / part / name]
+    labels = SHARED_LABELS.get(part, part)
+    name = f"{labels}-annotations-human-imagelabels.csv"
+    candidates = [root / name, root / labels / name]
     csv_file = next((path for path in candidates if path.is_file()), None)
     if csv_file is None:
         raise FileNotFoundError(
@@ -139,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run with the command-line arguments ``argv``."""
     parser = Parser("python -m zeroshot_d2 datasets prepare open_images_v4", __doc__, takes_keys=False)
     parser.add_argument("--root", type=Path, default=datasets_root())
-    parser.add_argument("--parts", nargs="+", choices=tuple(ROWS), default=list(ROWS))
+    parser.add_argument("--parts", nargs="+", choices=(*ROWS, *SHARED_LABELS), default=list(ROWS))
     parser.add_argument("--no-image-check", action="store_true", help="keep images whose file is missing")
     arguments = parser.parse(argv)
     root = arguments.root / "open_images_v4"
@@ -147,4 +151,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         if (root / f"open_images_v4_{part}.npz").exists():
             print(f"{part}: is there already")
         else:
-            convert(root, part, not arguments.no_image_check, ROWS[part])
+            convert(root, part, not arguments.no_image_check, ROWS[SHARED_LABELS.get(part, part)])
