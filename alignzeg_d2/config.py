@@ -5,7 +5,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 from zeroshot_d2.clip.loader import PIXEL_MEAN, PIXEL_STD
-from zeroshot_d2.clip.text import TEMPLATES
+from zeroshot_d2.clip.text import template_set
 from zeroshot_d2.ranges import choice, declare, number, whole
 from zeroshot_d2.segmentation.config import add_segmentation_config
 
@@ -190,7 +190,7 @@ declare(
         "CLIP.NUM_PROMPTS": whole(0),
         "CLIP.PROMPT_DROPOUT": number(0, below=1),
         "CLIP.NAMES": choice("released", "reworded"),
-        "CLIP.TEMPLATES": choice(*TEMPLATES),
+        "CLIP.TEMPLATES": template_set(),
         "IMAGE_ENCODER.IMAGE_SIZE": whole(1),
         "IMAGE_ENCODER.PATCH_SIZE": whole(1),
         "IMAGE_ENCODER.WIDTH": whole(1),

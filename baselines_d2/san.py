@@ -34,7 +34,7 @@ from alignzeg_d2.proposal_segmenter import ProposalSegmenter
 from alignzeg_d2.system import build_evaluator
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
-from zeroshot_d2.clip.text import TEMPLATES
+from zeroshot_d2.clip.text import template_set
 from zeroshot_d2.defaults import plain_defaults
 from zeroshot_d2.frozen import leave_out_frozen
 from zeroshot_d2.ranges import check_multiple, check_ranges, choice, declare, each, number, text, whole
@@ -130,7 +130,7 @@ declare(
         "CLIP.RESOLUTION": number(above=0),
         "CLIP.NUM_LAYERS": whole(1),
         "CLIP.NAMES": choice("released", "reworded"),
-        "CLIP.TEMPLATES": choice(*TEMPLATES),
+        "CLIP.TEMPLATES": template_set(),
         **{f"SIDE.{name}": whole(1) for name in ("IMAGE_SIZE", "PATCH_SIZE", "WIDTH", "DEPTH", "NUM_HEADS", "NUM_QUERIES")},
         "SIDE.DROP_PATH_RATE": number(0, below=1),
         "SIDE.FUSION": each(text()),

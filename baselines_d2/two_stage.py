@@ -29,7 +29,7 @@ from alignzeg_d2.proposal_segmenter import ProposalSegmenter
 from alignzeg_d2.system import build_evaluator
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
-from zeroshot_d2.clip.text import TEMPLATES
+from zeroshot_d2.clip.text import template_set
 from zeroshot_d2.defaults import plain_defaults
 from zeroshot_d2.frozen import leave_out_frozen
 from zeroshot_d2.ranges import check_multiple, check_ranges, choice, declare, number, whole
@@ -85,7 +85,7 @@ declare(
     "MODEL.TWO_STAGE",
     {
         "CLIP.NAMES": choice("released", "reworded"),
-        "CLIP.TEMPLATES": choice(*TEMPLATES),
+        "CLIP.TEMPLATES": template_set(),
         "DECODER.NUM_QUERIES": whole(1),
         "DECODER.LAYERS": whole(1),
         "DECODER.HEADS": whole(1),

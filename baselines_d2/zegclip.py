@@ -25,7 +25,7 @@ from alignzeg_d2.modeling.criterion import mean_over_processes
 from alignzeg_d2.modeling.losses import dice_loss
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
-from zeroshot_d2.clip.text import TEMPLATES
+from zeroshot_d2.clip.text import template_set
 from zeroshot_d2.defaults import plain_defaults
 from zeroshot_d2.frozen import leave_out_frozen
 from zeroshot_d2.ranges import check_multiple, check_ranges, choice, declare, number, whole
@@ -123,7 +123,7 @@ declare(
     {
         "IMAGE_SIZE": whole(1),
         "CLIP.NAMES": choice("released", "reworded"),
-        "CLIP.TEMPLATES": choice(*TEMPLATES),
+        "CLIP.TEMPLATES": template_set(),
         "PROMPTS.NUMBER": whole(1),
         "PROMPTS.DEPTH": whole(1),
         "PROMPTS.DROPOUT": number(0, below=1),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from zeroshot_d2.clip.text import TEMPLATES
+from zeroshot_d2.clip.text import template_set
 from zeroshot_d2.multilabel.config import add_multilabel_config
 from zeroshot_d2.ranges import choice, declare, number, whole
 
@@ -130,7 +130,7 @@ declare(
         "GPA.DROPOUT": number(0, below=1),
         "GFP.MLP_RATIO": number(above=0),
         "LABEL_EMBEDDINGS.SOURCE": choice("file", "clip"),
-        "LABEL_EMBEDDINGS.TEMPLATES": choice(*TEMPLATES),
+        "LABEL_EMBEDDINGS.TEMPLATES": template_set(),
         "LOSS.LAMBDA": number(0, 1),
         "LOSS.RANK_FORM": choice("paper", "sdl"),
         "LOSS.VARIANCE": choice("groups", "within"),

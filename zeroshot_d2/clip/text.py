@@ -16,9 +16,12 @@ from torch import Tensor
 from ..class_split import comparable
 from ..defaults import plain_defaults
 from ..label_embeddings import Embedded, LabelEmbeddings
+from ..ranges import Range
+from ..storage import read_lines
 from .loader import create_clip, get_tokenizer
 
-# Text templates. "vild" are the 14 of ViLD (Gu et al., ICLR 2022), the usual set of zero-shot segmentation.
+# Text templates; a file may hold others. "vild" are the 14 of ViLD (Gu et al., ICLR 2022), the usual set of zero-shot
+# segmentation.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}.",),
     "vild": (
@@ -42,14 +45,39 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 def get_templates(name: str) -> tuple[str, ...]:
-    """The template set ``name``.
+    """The template set ``name``, or the templates in a file of this name.
+
+    Args:
+        name: one of :data:`TEMPLATES`, or the path of a .txt file with a template a line; each has ``{}`` once, where the
+            name of a class stands.
 
     Raises:
-        ValueError: unknown set.
+        FileNotFoundError: there is no such file.
+        ValueError: unknown set, or a line without ``{}``.
     """
-    if name not in TEMPLATES:
-        raise ValueError(f"unknown template set {name!r}; there are {', '.join(map(repr, TEMPLATES))}")
-    return TEMPLATES[name]
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    if not name.lower().endswith(".txt"):
+        raise ValueError(
+            f"unknown template set {name!r}; there are {', '.join(map(repr, TEMPLATES))}, or name a .txt file with a "
+            "template a line"
+        )
+    templates = read_lines(name, "list of templates")
+    for line in templates:
+        if line.count("{}") != 1 or "{" in line.replace("{}", "") or "}" in line.replace("{}", ""):
+            raise ValueError(
+                f"the list of templates {name} has {line!r}: each line needs {{}} once, where a class's name stands"
+            )
+    return tuple(templates)
+
+
+def template_set() -> Range:
+    """The values of a key that names templates."""
+    names = ", ".join(map(repr, TEMPLATES))
+    return Range(
+        lambda: f"one of {names}, or a .txt file with a template a line",
+        lambda value: isinstance(value, str) and (value in TEMPLATES or value.lower().endswith(".txt")),
+    )
 
 
 def encode_tokens(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import build_model
 
+from zeroshot_d2.cli import load_config
 from zeroshot_d2.clip import text
 from zeroshot_d2.clip.loader import DEMO_CLIP_NAME, get_tokenizer
 from zeroshot_d2.clip.text import TEMPLATES, ClipTextEmbeddings, embed_prompts, encode_tokens, get_templates
@@ -77,6 +79,27 @@ def test_template_sets():
     assert len(set(get_templates("vild"))) == 14
     with pytest.raises(ValueError, match="unknown template set 'none'; there are 'single', 'vild', 'imagenet'"):
         get_templates("none")
+
+
+def test_templates_of_your_own(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("# aerial\nan aerial photo of a {}.\n\n{} from above\n")
+    assert get_templates(str(file)) == ("an aerial photo of a {}.", "{} from above")
+    for line in ("a photo", "a {} of a {}", "a {name}", "a {}} of"):
+        file.write_text(line)
+        with pytest.raises(ValueError, match=r"mine.txt has .*: each line needs \{\} once"):
+            get_templates(str(file))
+    with pytest.raises(FileNotFoundError, match="other.txt does not exist"):
+        get_templates(str(tmp_path / "other.txt"))
+
+
+def test_a_config_names_its_templates(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("{} from above\n")
+    cfg = load_config("demo/alignzeg.yaml", ["MODEL.ALIGNZEG.CLIP.TEMPLATES", str(file)])
+    assert build_model(cfg).result_facts["templates"] == ["{} from above"]
+    with pytest.raises(ValueError, match="TEMPLATES .*one of 'single', 'vild', 'imagenet', or a .txt file"):
+        load_config("demo/alignzeg.yaml", ["MODEL.ALIGNZEG.CLIP.TEMPLATES", "mine"])
 
 
 @pytest.fixture
