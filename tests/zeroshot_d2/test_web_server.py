@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -112,6 +113,7 @@ def free_port() -> int:
 
 
 seen: list[tuple[str | None, str]] = []  # what reached the event of the page below
+released = threading.Event()  # of an event that is held until then
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +140,8 @@ def url(folder: Path) -> Iterator[str]:
             seen.append((photo, text))
             if text == "sleep":
                 time.sleep(0.5)
+            if text == "hold":
+                released.wait(LIMITS.seconds)
             visitor.keep(text)
             return f"{visitor.kept}!"
 
@@ -256,8 +260,10 @@ def test_a_call_of_the_page_is_answered(ask, url):
 
 def test_an_upload_stays_while_its_request_may_wait(ask, url):
     file = upload(ask, b"waits")
-    assert call(ask, file, "text")[0] == 200
+    released.clear()
+    assert call(ask, file, "hold")[0] == 200
     wait = Path(file["path"]).stat().st_mtime - time.time()
+    released.set()
     result(url)
     assert LIMITS.longest_wait - 5 < wait <= LIMITS.longest_wait
     assert abs(Path(file["path"]).stat().st_mtime - time.time()) < 5  # it is no longer needed
