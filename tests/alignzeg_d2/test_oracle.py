@@ -42,7 +42,8 @@ def test_an_output_without_masks_is_refused(photo, output):
 
 
 def test_the_config_decides_which_evaluator_runs(photo, demo_cfg):
-    assert type(build_evaluator(demo_cfg("MODEL.ALIGNZEG.TEST.ORACLE", True), NAME)) is OracleEvaluator
+    oracle = build_evaluator(demo_cfg("MODEL.ALIGNZEG.TEST.ORACLE", True), NAME)
+    assert type(oracle) is OracleEvaluator and oracle._file_name == f"{NAME}_oracle"
     assert not isinstance(build_evaluator(demo_cfg(), NAME), OracleEvaluator)
 
 

@@ -87,10 +87,15 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         self._saver = self._build_saver(save_predictions) if save_predictions else None
         self.reset()
 
+    @property
+    def _file_name(self) -> str:
+        """What files of this evaluation are called: another way to predict has others."""
+        return self._dataset_name + self.protocol_suffix.replace(" (", "_").rstrip(")")
+
     def _build_saver(self, kind: str) -> PredictionSaver:
         return PredictionSaver(
             kind,
-            Path(self._output_dir) / PREDICTIONS / self._dataset_name,
+            Path(self._output_dir) / PREDICTIONS / self._file_name,
             self._split.names,
             image_names(DatasetCatalog.get(self._dataset_name), self._dataset_name),
             self.encode_json_sem_seg,
@@ -189,7 +194,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         return results
 
     def _write_confusion(self, confusion: npt.NDArray[np.int64]) -> None:
-        with whole_file(Path(self._output_dir) / "confusion" / f"{self._dataset_name}.npz") as temporary:
+        with whole_file(Path(self._output_dir) / "confusion" / f"{self._file_name}.npz") as temporary:
             np.savez_compressed(temporary, confusion=confusion, classes=np.array(self._split.names))
 
 
