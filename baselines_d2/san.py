@@ -19,7 +19,6 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from fvcore.nn.weight_init import c2_xavier_fill
 from open_clip.transformer import VisionTransformer as ClipVisionTransformer
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from alignzeg_d2.config import add_proposal_config, leave_out_gepc_and_pbc
@@ -27,6 +26,7 @@ from alignzeg_d2.inference import of_scores
 from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder, resize_positions
 from alignzeg_d2.modeling.criterion import Predictions
 from alignzeg_d2.modeling.feature_fusion import FeatureFusion
+from alignzeg_d2.modeling.image_encoder import patch_vit
 from alignzeg_d2.modeling.mrpe import proposals_from
 from alignzeg_d2.modeling.pixel_decoder import Proposals, mlp
 from alignzeg_d2.modeling.semantic_decoder import POOLING, SemanticDecoder
@@ -183,17 +183,7 @@ class SideNetwork(nn.Module):
             raise ValueError(
                 f"MODEL.SAN.SIDE.SUPERVISED must be ascending numbers of blocks up to {depth}, got {list(supervised)}"
             )
-        vit = VisionTransformer(
-            img_size=image_size,
-            patch_size=patch_size,
-            embed_dim=width,
-            depth=depth,
-            num_heads=num_heads,
-            drop_path_rate=drop_path_rate,
-            class_token=False,
-            global_pool="",
-            num_classes=0,
-        )
+        vit = patch_vit(image_size, patch_size, width, depth, num_heads, drop_path_rate)
         self.patch_embed, self.pos_embed, self.blocks = vit.patch_embed.proj, vit.pos_embed, vit.blocks
         self._trained_grid = (image_size // patch_size, image_size // patch_size)
         self.query_embed = nn.Parameter(torch.empty(1, num_queries, width))

@@ -285,10 +285,12 @@ def split_keys(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def peek(argv: Sequence[str] | None) -> argparse.Namespace:
-    """``--config-file``, ``--model`` and ``--import`` of a command line whose other options depend on the system."""
+    """What the other options of a command line depend on, the system or the data set: ``--config-file``, ``--model`` and
+    ``--dataset``; what ``--import`` names is imported."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-file")
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--dataset")
     parser.add_argument("--import", dest="modules", action="append", default=[])
     args, _ = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     import_systems(args.modules)

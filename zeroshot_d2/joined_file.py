@@ -10,6 +10,9 @@ from detectron2.utils import comm
 
 from .storage import UNFINISHED, whole_file
 
+PREDICTIONS = "predictions"
+"""The folder of saved predictions in OUTPUT_DIR, whatever the task."""
+
 _COPIED = 1 << 20  # bytes that are copied at once
 
 

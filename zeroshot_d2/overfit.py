@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .best_model import frozen_by_name
 from .startup import check_training
+from .stopping import check_finite
 from .trainer import Trainer, with_seed
 from .training_stream import seed_iteration
 
@@ -51,10 +52,8 @@ def overfit_one_batch(cfg: CfgNode, iterations: int, trainer_class: type[Trainer
     for iteration in tqdm(range(iterations), desc="one batch", unit="step"):
         seed_iteration(cfg.SEED, iteration)
         losses: dict[str, Tensor] = model(batch)
-        values = {name: float(value.detach()) for name, value in losses.items()}
-        if not all(abs(value) < float("inf") for value in values.values()):
-            raise FloatingPointError(f"the loss is not finite in iteration {iteration} ({values}): lower SOLVER.BASE_LR")
-        history.append(values)
+        check_finite(losses, iteration, loader.images)
+        history.append({name: float(value.detach()) for name, value in losses.items()})
         optimizer.zero_grad()
         sum(losses.values()).backward()  # type: ignore[union-attr]
         optimizer.step()

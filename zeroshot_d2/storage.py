@@ -18,7 +18,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 PathLike = str | os.PathLike[str]
 
@@ -138,6 +140,17 @@ def file_digest(path: PathLike, kind: str) -> str:
         while data := stream.read(1 << 20):
             digest.update(data)
     return digest.hexdigest()
+
+
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, whether it is stored by columns, dtype) of an array in an ``.npy``; the stream is then at its content.
+
+    Raises:
+        one of :data:`DAMAGED_ARCHIVE`: it is none, or is cut off.
+    """
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read_header(stream)
 
 
 def wrong_content(head: bytes) -> str:

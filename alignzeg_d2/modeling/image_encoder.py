@@ -16,6 +16,24 @@ from torch import Tensor
 from zeroshot_d2.ranges import check_multiple
 
 
+def patch_vit(
+    image_size: int, patch_size: int, width: int, depth: int, num_heads: int, drop_path_rate: float, **options: Any
+) -> VisionTransformer:
+    """timm's ViT on patches alone: without [CLS], pooling and head. ``options`` are further ones of timm's."""
+    return VisionTransformer(
+        img_size=image_size,
+        patch_size=patch_size,
+        embed_dim=width,
+        depth=depth,
+        num_heads=num_heads,
+        drop_path_rate=drop_path_rate,
+        class_token=False,
+        global_pool="",
+        num_classes=0,
+        **options,
+    )
+
+
 @BACKBONE_REGISTRY.register()
 class ViTImageEncoder(Backbone):
     """An 8-layer ViT of width 240 and patch 16 (Sec. 4.2), trained from scratch; timm's VisionTransformer does the work.
@@ -40,18 +58,7 @@ class ViTImageEncoder(Backbone):
         section = "MODEL.ALIGNZEG.IMAGE_ENCODER"
         check_multiple(f"{section}.IMAGE_SIZE", image_size, f"{section}.PATCH_SIZE", patch_size)
         check_multiple(f"{section}.WIDTH", width, f"{section}.NUM_HEADS", num_heads)
-        self.vit = VisionTransformer(
-            img_size=image_size,
-            patch_size=patch_size,
-            embed_dim=width,
-            depth=depth,
-            num_heads=num_heads,
-            drop_path_rate=drop_path_rate,
-            class_token=False,
-            global_pool="",
-            num_classes=0,
-            dynamic_img_size=True,
-        )
+        self.vit = patch_vit(image_size, patch_size, width, depth, num_heads, drop_path_rate, dynamic_img_size=True)
         self._width, self._patch_size = width, patch_size
 
     @classmethod

@@ -12,7 +12,6 @@ its task takes. Nothing is scored unless every image has its prediction.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
-from ..cli import Parser, folder, from_zero, import_systems, positive
+from ..cli import Parser, folder, from_zero, peek, positive
 from ..referee import Referee, Scored
 from ..resampling import draw_weights, interval
 from ..startup import likely
@@ -83,11 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _task_of(argv: Sequence[str] | None) -> Task | None:
     """The task of ``--dataset``, whose arguments are part of the command line; None where it is not registered."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--dataset")
-    parser.add_argument("--import", dest="modules", action="append", default=[])
-    args, _ = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    import_systems(args.modules)
+    args = peek(argv)
     if args.dataset not in DatasetCatalog:
         return None
     kind = MetadataCatalog.get(args.dataset).get("evaluator_type")
@@ -100,13 +95,18 @@ def _scorable() -> list[str]:
 
 
 def _check_vocabulary(args: argparse.Namespace) -> None:
+    meta = MetadataCatalog.get(args.dataset)
     if args.vocabulary is None:
-        if MetadataCatalog.get(args.dataset).class_split.unseen:
+        if meta.class_split.unseen:
             raise ValueError(
                 f"data set {args.dataset!r} has unseen classes: say among which classes the predictions were made, "
                 "--vocabulary all or --vocabulary unseen"
             )
         args.vocabulary = "all"
+    if args.vocabulary == "all" and meta.protocol in ("ZS3", "ZSL"):
+        raise ValueError(
+            f"data set {args.dataset!r} has unseen classes alone: give --vocabulary unseen, or a data set with all"
+        )
 
 
 def _score_one(scored: Scored, args: argparse.Namespace) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from ..registration import DatasetDict
-from ..storage import DAMAGED_ARCHIVE, check_inside, whole_file
+from ..storage import DAMAGED_ARCHIVE, check_inside, read_npy_header, whole_file
 
 Array = npt.NDArray[Any]
 
@@ -246,11 +246,7 @@ def map_npz(file: str, what: str = "label file", way_out: str = "prepare it agai
                 stream.seek(member.header_offset)
                 name_length, extra_length = struct.unpack("<HH", stream.read(30)[26:30])
                 stream.seek(name_length + extra_length, os.SEEK_CUR)
-                version = np.lib.format.read_magic(stream)
-                read_header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, by_columns, dtype = read_header(stream)
+                shape, by_columns, dtype = read_npy_header(stream)
                 if dtype.hasobject:
                     raise ValueError(f"{file} holds Python objects in {member.filename}, which are never read; {way_out}")
                 if 0 in shape:  # an empty map does not exist

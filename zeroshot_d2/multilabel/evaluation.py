@@ -40,8 +40,9 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..class_split import ClassSplit
+from ..joined_file import PREDICTIONS
 from ..metrics import numbers_only
-from .predictions import PREDICTIONS, TagSaver
+from .predictions import TagSaver
 from .ranking import (
     BoolArray,
     FlagArray,
@@ -75,6 +76,14 @@ class Annotations:
     klass: list[npt.NDArray[np.int32]] = field(default_factory=list)
     score: list[Float32Array] = field(default_factory=list)
     positive: list[BoolArray] = field(default_factory=list)
+
+    def add(self, image: Any, klass: npt.NDArray[Any], positive: bool, score: Float32Array | None = None) -> None:
+        """Labels of classes ``klass`` (A,), all present or all absent, of an image, or of an image each (A,)."""
+        self.image.append(np.broadcast_to(image, klass.shape).astype(np.int32))
+        self.klass.append(klass.astype(np.int32))
+        self.positive.append(np.full(len(klass), positive))
+        if score is not None:
+            self.score.append(score)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         types = {"image": np.int32, "klass": np.int32, "score": np.float32, "positive": np.bool_}
@@ -206,11 +215,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
             row, classes = np.repeat(np.arange(len(inputs)), list(map(len, labels))), np.concatenate(labels)
             if sign:
                 positive[row, classes] = True
-            self._annotations.image.append((self._num_images + row).astype(np.int32))
-            self._annotations.klass.append(classes.astype(np.int32))
-            self._annotations.positive.append(np.full(len(classes), sign))
-            if not self._complete:
-                self._annotations.score.append(scores[row, classes])
+            kept = None if self._complete else scores[row, classes]
+            self._annotations.add(self._num_images + row, classes, sign, kept)
         if self._scores is not None:
             self._scores.add(scores)
         if self._saver is not None:

@@ -26,13 +26,10 @@ from detectron2.utils import comm
 
 from ..class_split import ClassSplit
 from ..joined_file import JoinedFile
-from ..storage import DAMAGED_ARCHIVE, read_lines, write_text
+from ..storage import DAMAGED_ARCHIVE, read_lines, read_npy_header, write_text
 from .columns import map_npz
 from .ranking import Float32Array
 from .writer import COLUMNS
-
-PREDICTIONS = "predictions"
-"""The folder of saved predictions in OUTPUT_DIR."""
 
 SCORES_FILE, IMAGES_FILE, CLASSES_FILE = "scores.npy", "images.txt", "classes.txt"
 LABELS_FILE, JSON_FILE = "labels.csv", "predictions.json"
@@ -219,9 +216,7 @@ def _checked(path: Path, images: list[str], classes: list[str] | None, scores: n
 def _map_npy(path: Path) -> npt.NDArray[np.floating]:
     try:
         with open(path, "rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            dtype = read_header(stream)[2]
+            _, _, dtype = read_npy_header(stream)
         if dtype.hasobject:
             raise ValueError("it holds Python objects, which are never read")
         return np.load(path, mmap_mode="r", allow_pickle=False)

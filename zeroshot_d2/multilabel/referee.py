@@ -22,7 +22,7 @@ from ..class_split import ClassSplit
 from ..cli import positive
 from ..referee import Numbers, Scored, check_images, named_classes
 from ..registration import DatasetDict
-from .evaluation import MultiLabelEvaluator, format_multilabel_table, tasks_of
+from .evaluation import Annotations, MultiLabelEvaluator, format_multilabel_table, tasks_of
 from .predictions import open_scores
 from .ranking import BoolArray, Float32Array, hits_at
 from .score_file import ScoreFile
@@ -53,10 +53,6 @@ class MultiLabelReferee:
         self._dataset_name, self._args = dataset_name, args
         whole: ClassSplit = meta.class_split
         self._unseen = args.vocabulary == "unseen" and meta.protocol != "ZSL"
-        if args.vocabulary == "all" and meta.protocol == "ZSL":
-            raise ValueError(
-                f"data set {dataset_name!r} has unseen classes alone: give --vocabulary unseen, or a data set with all"
-            )
         self._split = whole.only_unseen() if self._unseen else whole
         self._complete: bool = meta.labels_complete
         self._tasks = tasks_of(self._split, "ZSL" if self._unseen else meta.protocol)
@@ -110,7 +106,7 @@ class _Kept:
         self.split, self.tasks, self.top_k, self.complete = split, tasks, top_k, complete
         self.scores = ScoreFile(len(split), None)
         self.images: list[int] = []  # of the rows of the scores
-        self.labels: list[tuple[int, int, bool]] = []  # row, class, present
+        self.labels = Annotations()  # their images are rows
         self.hits: dict[str, list[npt.NDArray[np.int64]]] = {task: [] for task in tasks}
         self.positives: dict[str, list[npt.NDArray[np.int64]]] = {task: [] for task in tasks}
 
@@ -119,7 +115,7 @@ class _Kept:
         for row, record in enumerate(records):
             positive[row, record["positive_labels"]] = True
             for key, present in (("positive_labels", True), ("negative_labels", False)):
-                self.labels += [(len(self.images) + row, int(k), present) for k in record[key]]
+                self.labels.add(len(self.images) + row, np.asarray(record[key]), present)
         self.scores.add(scores)
         for task, mask in self.tasks.items():
             self.hits[task].append(hits_at(scores[:, mask], positive[:, mask], self.top_k))
@@ -174,18 +170,21 @@ class MultiLabelScored(Scored):
         """(R, K) AP in percent; NaN where a sample has no positive of a class."""
         kept = self._kept
         assert kept is not None
-        labels = np.array(kept.labels, dtype=np.int64).reshape(-1, 3)
+        labels = kept.labels.arrays()
+        order = np.argsort(labels["klass"], kind="stable")
+        bounds = np.searchsorted(labels["klass"][order], np.arange(len(kept.split) + 1))
         ap = np.full((len(weights), len(kept.split)), np.nan)
         for start in range(0, len(kept.split), _CLASSES_PER_BLOCK):
             stop = min(start + _CLASSES_PER_BLOCK, len(kept.split))
             for k, scores in enumerate(kept.scores.columns(start, stop), start=start):
-                rows, present = labels[labels[:, 1] == k][:, [0, 2]].T
+                of_class = order[bounds[k] : bounds[k + 1]]
+                rows, present = labels["image"][of_class], labels["positive"][of_class]
                 if kept.complete:
                     positive = np.zeros(len(scores), dtype=bool)
-                    positive[rows[present == 1]] = True
+                    positive[rows[present]] = True
                     ap[:, k] = 100 * weighted_average_precision(scores, positive, weights)
                 else:
-                    ap[:, k] = 100 * weighted_average_precision(scores[rows], present == 1, weights[:, rows])
+                    ap[:, k] = 100 * weighted_average_precision(scores[rows], present, weights[:, rows])
         return ap
 
 

@@ -29,11 +29,12 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..class_split import ClassSplit
+from ..joined_file import PREDICTIONS
 from ..metrics import harmonic_mean, numbers_only
 from ..storage import whole_file
 from .labels import IGNORE_LABEL, read_label
 from .metrics import confusion_matrix, iou_per_class, mean_over, pixel_accuracy, sum_confusions
-from .predictions import PREDICTIONS, PredictionSaver, image_names
+from .predictions import PredictionSaver, image_names
 
 GT_OR_PREDICTED = "_gt_or_predicted"
 """Ending of the means that also count a class that is predicted and occurs in no ground truth."""

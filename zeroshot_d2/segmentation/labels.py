@@ -125,6 +125,11 @@ def _label_value(value: Any, kind: str, of: str = "") -> int:
     return int(value)
 
 
+def no_class_value(num_classes: int) -> int:
+    """The value of pixels without a class in a label image of indices: the largest of its type, 8 bits where they do."""
+    return 255 if num_classes <= 255 else 65535
+
+
 def check_range(labels: Tensor, num_classes: int) -> None:
     """Refuse labels that a mapper has not brought to the vocabulary, such as raw label values by Detectron2's own.
 

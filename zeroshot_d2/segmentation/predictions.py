@@ -29,11 +29,9 @@ from ..images import image_size, read_label_image, write_image
 from ..joined_file import JoinedFile
 from ..json_stream import fields, stream_json_array
 from ..registration import DatasetDict
-from ..storage import DAMAGED_ARCHIVE, check_inside, whole_file, write_text
+from ..storage import DAMAGED_ARCHIVE, check_inside, read_npy_header, whole_file, write_text
+from .labels import no_class_value
 from .masks import decode_mask
-
-PREDICTIONS = "predictions"
-"""The folder of saved predictions in OUTPUT_DIR."""
 
 JSON_FILE = "sem_seg_predictions.json"
 
@@ -101,9 +99,9 @@ class PredictionSaver:
         """
         path = self._folder / self._names[file_name]
         if self._kind == "labels":
-            few = len(self._classes) < 256
-            values = np.where(labels == len(self._classes), 255 if few else 65535, labels)
-            write_image(path.with_name(f"{path.name}.png"), values.astype(np.uint8 if few else np.uint16), sync=False)
+            none = no_class_value(len(self._classes))
+            values = np.where(labels == len(self._classes), none, labels)
+            write_image(path.with_name(f"{path.name}.png"), values.astype(np.min_scalar_type(none)), sync=False)
         elif self._kind == "json":
             for entry in self._encode(labels, file_name):
                 if entry["category_id"] != len(self._classes):
@@ -310,9 +308,7 @@ def _check_size(found: Size, size: Size) -> None:
 def _read_npy(stream: Any, source: str, size: Size) -> Array:
     """An array of integers (H, W) or of floats (K, H, W); its header is looked at before its content is read."""
     try:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
+        shape, _, dtype = read_npy_header(stream)
         if len(shape) not in (2, 3) or dtype.kind not in ("iu" if len(shape) == 2 else "f"):
             raise _Refused(
                 f"{source} is {shape} {dtype}, it must be integers of (H, W), or floating-point scores of (K, H, W)"

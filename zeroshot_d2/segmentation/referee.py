@@ -80,16 +80,14 @@ class SegmentationReferee:
         self._table: LabelTable = meta.label_table
         self._protocol: str = meta.protocol
         self._unseen = args.vocabulary == "unseen"
-        if args.vocabulary == "all" and self._protocol == "ZS3":
-            raise ValueError(
-                f"data set {dataset_name!r} has unseen classes alone: give --vocabulary unseen, or a data set with all"
-            )
         # The vocabulary of the predictions, in the order of this project.
         self._predicted = self._split.only_unseen() if self._unseen else self._split
         self._kept = self._split.unseen_indices if self._unseen else np.arange(len(self._split))
         # order[i]: the index in that vocabulary of the predictions' class i.
         self._order = named_classes(args.classes, None, self._predicted, dataset_name)
+        self._rows = np.argsort(self._order)  # of scores, in the order of self._predicted
         records: Sequence[DatasetDict] = DatasetCatalog.get(dataset_name)
+        self._lookup = None if args.values is None else self._lookup_of_values()
         names = image_names(records, dataset_name)
         self._records = {names[record["file_name"]]: (i, record) for i, record in enumerate(records)}
 
@@ -153,7 +151,7 @@ class SegmentationReferee:
             raise ValueError(f"it scores {len(scores)} classes, the vocabulary has {len(self._order)}: give --classes FILE")
         if np.isnan(scores).any():
             raise ValueError(f"{int(np.isnan(scores).sum())} scores are NaN")
-        ordered = scores[np.argsort(self._order)]  # rows in the order of self._predicted
+        ordered = scores[self._rows]
         return np.asarray(ordered[np.searchsorted(self._kept, protocol.kept)].argmax(axis=0), dtype=np.int64)
 
     def _indices(self, values: Array) -> IntArray:
@@ -162,9 +160,8 @@ class SegmentationReferee:
         Raises:
             ValueError: a value means no class of it.
         """
-        if self._args.values is None:
-            raise ValueError("say what the values mean: --values index (of the vocabulary) or --values release")
-        lookup = self._lookup()
+        lookup = self._lookup
+        assert lookup is not None  # labels without a meaning are refused at the first image
         # The JSON's -1 is where no mask lies.
         found = np.where(values == -1, _NONE, _UNKNOWN)
         inside = (values >= 0) & (values < len(lookup))
@@ -179,7 +176,7 @@ class SegmentationReferee:
             )
         return np.where(found == _NONE, len(self._predicted), found)
 
-    def _lookup(self) -> IntArray:
+    def _lookup_of_values(self) -> IntArray:
         """(65536,) from a predicted value to an index of the predictions' vocabulary."""
         lookup = np.full(65536, _UNKNOWN, dtype=np.int64)
         if self._args.values == "index":

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...images import MAX_PIXELS, write_image
+from ...segmentation.labels import no_class_value
 from ...segmentation.masks import Mask, check_size, decode_mask
 from ...storage import read_lines, write_text
 from ..preparation.jobs import map_jobs
@@ -96,11 +97,6 @@ class Conversion:
     skipped: int
     empty: int
     other_classes: Counter[str]
-
-
-def no_class_value(num_classes: int) -> int:
-    """The value of pixels without a class."""
-    return 255 if num_classes <= 255 else 65535
 
 
 def convert(
