@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 
+from benchmarks.memory import megabytes
 from zeroshot_d2.cli import Parser
 
 BATCH, GROUPS, WIDTH, SEEN = 96, 8, 300, 7186
@@ -141,19 +141,13 @@ def _chosen(every: dict[str, Any], labelled: dict[str, Any], size: dict[str, Any
 
 
 # ------------------------------------------------------------------------------------------------------ measuring
-def memory(field: str) -> float:
-    """Megabytes of this process: "VmRSS" now, "VmHWM" at most so far."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
 def measure(case: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    times, before = [], memory("VmRSS")
+    times, before = [], megabytes("VmRSS")
     for _ in range(repeats):
         start = time.process_time()
         result = case()
         times.append(time.process_time() - start)
-    return {"seconds": min(times), "megabytes": memory("VmHWM") - before, "result": result}
+    return {"seconds": min(times), "megabytes": megabytes("VmHWM") - before, "result": result}
 
 
 def cases(images: int) -> dict[str, Callable[[], Any]]:
