@@ -19,7 +19,8 @@ INSTALL_REQUIRES = [
     "matplotlib>=3.7.5",  # pictures (also detectron2's own need)
     "open_clip_torch>=3.0.0",  # CLIP: OpenAI's weights, its text tower and its tokenizer
     "timm>=1.0.17",  # the learnable ViT of the image encoder, and Epsilon's backbone
-    "safetensors>=0.4.3",  # small CLIP weights that ship with the package
+    "safetensors>=0.4.3",  # weights without pickle: what is saved, and the small CLIP that ships with the package
+    "huggingface_hub>=0.25.0",  # models on the Hub, and their cards (also open_clip's own need)
     "fvcore>=0.1.5.post20221221",  # parameter schedulers, flop counts, checkpoints (also detectron2's own need)
     "iopath>=0.1.10",  # paths (detectron2's own need)
     "portalocker>=2.8.2",  # one process at a time adds to a download (also iopath's own need)
@@ -54,6 +55,9 @@ EXTRAS_REQUIRE = {
     ],
     "wandb": [
         "wandb>=0.17",  # losses and results on a page of Weights & Biases
+    ],
+    "tiff": [
+        "rasterio>=1.4.0",  # GDAL: parts of TIFF files that do not fit into memory, and their georeference
     ],
     "docs": [
         "mkdocs-material>=9.5",  # docs/ as a site

@@ -19,6 +19,7 @@ from alignzeg_d2.modeling.pixel_decoder import PIXEL_DECODER_REGISTRY
 from alignzeg_d2.modeling.semantic_decoder import SEMANTIC_DECODER_REGISTRY
 from alignzeg_d2.proposal_segmenter import ProposalSegmenter
 from zeroshot_d2.clip.frozen_clip import FrozenClip
+from zeroshot_d2.clip.towers import tower_of
 from zeroshot_d2.defaults import plain_defaults
 from zeroshot_d2.frozen import leave_out_frozen
 from zeroshot_d2.ranges import check_ranges, declare, registered
@@ -36,6 +37,8 @@ declare(
 class AlignZeg(ProposalSegmenter):
     """Zero-shot semantic segmentation with mutually-refined proposals (MRPE), generalization-enhanced classification
     (GEPC) and predictive bias correction (PBC)."""
+
+    compiled_parts = ("image_encoder", "clip_image_encoder")
 
     @plain_defaults()
     @configurable
@@ -84,7 +87,7 @@ class AlignZeg(ProposalSegmenter):
         clip = FrozenClip.of_config(cfg, "ALIGNZEG")
         image_encoder = build_backbone(cfg)
         width = image_encoder.output_shape()["z_enc"].channels
-        blocks = len(clip.visual.transformer.resblocks)
+        blocks = len(tower_of(clip.visual).blocks)
         before = blocks - alignzeg.SEMANTIC_DECODER.NUM_LAYERS
         if not 1 <= alignzeg.CLIP.TAP <= before:
             raise ValueError(
@@ -100,6 +103,7 @@ class AlignZeg(ProposalSegmenter):
             prompt_projection=alignzeg.CLIP.PROMPT_PROJECTION,
             prompt_dropout=alignzeg.CLIP.PROMPT_DROPOUT,
             train_positions=alignzeg.CLIP.TRAIN_POSITIONS,
+            checkpoint_activations=alignzeg.CLIP.CHECKPOINT_ACTIVATIONS,
         )
         semantic_decoder = SEMANTIC_DECODER_REGISTRY.get(alignzeg.SEMANTIC_DECODER.NAME)(cfg, visual=clip.visual)
         return {

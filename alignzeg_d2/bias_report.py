@@ -24,10 +24,12 @@ from scipy.stats import rankdata
 from tabulate import tabulate
 from torch import Tensor
 
-from alignzeg_d2.inference import best_classes, class_probabilities
+from alignzeg_d2.inference import class_probabilities
 from alignzeg_d2.modeling.pbc import correct_bias
 from alignzeg_d2.oracle import masks_at
+from alignzeg_d2.predictor import proposals_of
 from alignzeg_d2.proposal_segmenter import ProposalSegmenter
+from alignzeg_d2.semantic_inference import PlacedProposals, best_classes
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.cli import Parser, add_model_arguments, folder, positive
 from zeroshot_d2.pictures.command import first_records, load_models, predictions
@@ -137,10 +139,9 @@ class BiasCounts:
 
     def _labels(self, logits: Tensor, masks: Tensor, truth: IntArray) -> IntArray:
         probabilities = class_probabilities(logits, background_in_softmax=self.background_in_softmax)
-        region = (float(masks.shape[-2]), float(masks.shape[-1]))
         size = (truth.shape[0], truth.shape[1])
-        labels, _ = best_classes(probabilities, masks, region=region, output_size=size, chunk_pixels=1 << 18)
-        return labels.cpu().numpy()
+        best = best_classes([PlacedProposals.of_image(probabilities, masks)], output_size=size, chunk_pixels=1 << 18)
+        return best.labels.cpu().numpy()
 
     def _count(self, name: str, logits: Tensor, masks: Tensor, truth: IntArray) -> None:
         found = confusion_matrix(self._labels(logits, masks, truth), truth, len(self.split))
@@ -274,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for record, _, found in predictions(predictor, first_records(dataset, args.num_images), proposals=True):
         truth = read_truth(record)
-        counts.add(found.proposals, np.where(truth < len(split), truth, len(split)))
+        counts.add(proposals_of(found), np.where(truth < len(split), truth, len(split)))
     report = counts.report()
     print(f"{dataset}\n{format_report(report)}")
     if args.output is not None:

@@ -8,6 +8,7 @@ from zeroshot_d2.clip.loader import PIXEL_MEAN, PIXEL_STD
 from zeroshot_d2.clip.text import template_set
 from zeroshot_d2.ranges import choice, declare, number, whole
 from zeroshot_d2.segmentation.config import add_segmentation_config
+from zeroshot_d2.segmentation.looks import add_looks_config
 
 
 def add_alignzeg_config(cfg: CfgNode) -> None:
@@ -33,6 +34,8 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     # ZegCLIP, which the paper follows in its prompts, projects them and drops some of their values out (0.1).
     alignzeg.CLIP.PROMPT_PROJECTION = False
     alignzeg.CLIP.PROMPT_DROPOUT = 0.0
+    # With prompts: keep of each block of CLIP what enters it alone, and compute the rest again in the backward pass.
+    alignzeg.CLIP.CHECKPOINT_ACTIVATIONS = False
     # Train CLIP's position embeddings, as SAN does; then CLIP keeps what its backward pass needs, as with prompts.
     alignzeg.CLIP.TRAIN_POSITIONS = False
     # What stands for a class in the templates: "released", the data set's own name, unchanged ("wall-brick", "road, route"),
@@ -79,7 +82,8 @@ def add_image_encoder_config(cfg: CfgNode) -> None:
 
 def add_proposal_config(cfg: CfgNode) -> None:
     """Add what any method that classifies mask proposals takes from AlignZeg: the keys GEPC, PBC, LOSS and TEST below
-    ``cfg.MODEL.ALIGNZEG``; and set Detectron2's own keys of input and solver."""
+    ``cfg.MODEL.ALIGNZEG``, and ``cfg.TEST.SLIDE``; and set Detectron2's own keys of input and solver."""
+    add_looks_config(cfg)
     alignzeg = cfg.MODEL.ALIGNZEG = CfgNode()
 
     # ---- classification, GEPC (Sec. 3.2) ----

@@ -239,12 +239,15 @@ def export(
         the greatest difference of a score, or the largest share of pixels with another label.
 
     Raises:
-        ValueError: unknown format, output or opset, a wrong ending of ``path``, or the difference is too large.
+        ValueError: unknown format, output or opset, a wrong ending of ``path``, the model sees images in several windows or
+            sizes, or the difference is too large.
     """
     check_path(path, file_format)
     check_opset(opset, file_format)
     vocabulary = predictor.vocabulary
     model = predictor.model
+    if not model.looks.once:
+        raise ValueError("an exported model sees each image once: set TEST.SLIDE.ENABLED and TEST.AUG.ENABLED False")
     program = ExportableAlignZeg(model, None if vocabulary_input else vocabulary, output).eval()
     cfg = predictor.cfg
     description = Description(

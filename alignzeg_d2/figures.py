@@ -21,6 +21,7 @@ from alignzeg_d2.modeling.matcher import mask_cost, match
 from alignzeg_d2.pictures.corrections import Corrections, class_under_mask, corrections_figure
 from alignzeg_d2.pictures.gamma import gamma_figure
 from alignzeg_d2.pictures.tsne import MAX_CLASSES_PER_GROUP, EmbeddedFeatures, tsne_figure
+from alignzeg_d2.predictor import proposals_of
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.images import ImageArray
 from zeroshot_d2.pictures.command import FigureCommand, Record, first_records, load_models, predictions
@@ -84,9 +85,9 @@ def draw_qualitative(args: argparse.Namespace) -> Figure:
         for record, image, found in predictions(predictor, records, **wanted):
             file_name = record["file_name"]
             images[file_name] = image
-            if found.proposals is not None and wanted:
+            if wanted:
                 size = (image.shape[0], image.shape[1])
-                columns[file_name]["Without PBC"] = labels_without_pbc(model, split, found.proposals, size)
+                columns[file_name]["Without PBC"] = labels_without_pbc(model, split, proposals_of(found), size)
             columns[file_name][name] = found.labels
     return draw_comparison(dataset, records, images, columns)
 
@@ -207,8 +208,7 @@ def draw_pbc(args: argparse.Namespace) -> Figure:
     gamma = predictor.cfg.MODEL.ALIGNZEG.PBC.GAMMA
     corrections = Corrections(split, background_in_softmax=predictor.model.background_in_softmax)
     for record, image, found in predictions(predictor, first_records(dataset, args.num_images), proposals=True):
-        assert found.proposals is not None
-        corrections.add(image, read_truth(record), found.proposals)
+        corrections.add(image, read_truth(record), proposals_of(found))
     print(f"At gamma = {gamma:g} {corrections.text()}")
     shown = [*corrections.mended, *corrections.spoiled]
     if not shown:
@@ -224,8 +224,8 @@ def _matched_features(predictor: Predictor, records: Sequence[Record], num_class
     features: list[FloatArray] = []
     classes: list[LabelArray] = []
     for record, _, found in predictions(predictor, records, proposals=True):
-        assert found.proposals is not None
-        masks, refined = found.proposals["mask_logits"], found.proposals["features"]
+        proposals = proposals_of(found)
+        masks, refined = proposals["mask_logits"], proposals["features"]
         assert masks is not None and refined is not None
         indices, labels = matched_proposals(masks, read_truth(record), num_classes)
         features.append(refined.cpu().numpy()[indices])

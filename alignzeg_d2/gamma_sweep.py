@@ -14,7 +14,8 @@ import numpy as np
 from detectron2.utils import comm
 from torch import Tensor
 
-from alignzeg_d2.inference import PBC, best_classes, correct
+from alignzeg_d2.inference import PBC, NoCorrection, correct
+from alignzeg_d2.semantic_inference import Labels, PlacedProposals, best_classes
 from zeroshot_d2.metrics import numbers_only
 from zeroshot_d2.segmentation.evaluation import ZeroShotSemSegEvaluator, protocol_results
 from zeroshot_d2.segmentation.metrics import confusion_matrix, sum_confusions
@@ -44,54 +45,48 @@ def segment_with_gamma(
     Returns:
         (H, W) long, vocabulary indices.
     """
-    _, labels, _ = correct_and_segment(
+    _, best = correct_and_segment(
         proposals, seen, gamma, output_size, background_in_softmax=background_in_softmax, chunk_pixels=chunk_pixels
     )
-    return labels
+    return best.labels
 
 
 def correct_and_segment(
     proposals: Proposals,
     seen: Tensor,
-    gamma: float,
+    gamma: float | None,
     output_size: tuple[int, int],
     *,
     background_in_softmax: bool = True,
     chunk_pixels: int = 262144,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Labels]:
     """Eq. 7 with another threshold, and the semantic inference that follows it.
 
     Args:
         proposals: of one image: "mask_logits" (Q, h, w), "class_logits" (Q, K + 1), "class_indicator" (Q,).
         seen: (K,) bool, as ``AlignZeg.seen_mask`` gives it.
-        gamma: the threshold; :data:`OFF` leaves every score as it is.
+        gamma: the threshold; :data:`OFF` leaves every score as it is, and None does without a class indicator.
         output_size: (H, W).
         background_in_softmax, chunk_pixels: as in MODEL.ALIGNZEG.TEST.
 
     Returns:
-        corrected logits (Q, K + 1), labels (H, W) long, vocabulary indices, and their scores (H, W). Labels are exact where
+        corrected logits (Q, K + 1), and the best vocabulary index of each pixel with its confidence. They are exact where
         the masks' grid divides the image; else the outermost cell, which the proposals hold rounded to whole cells, may
         differ from the model's own output by less than a cell.
 
     Raises:
-        ValueError: the proposals come from a model without a class indicator.
+        ValueError: there is a threshold, and the proposals come from a model without a class indicator.
     """
     masks: Tensor = proposals["mask_logits"]
     logits, probabilities = correct(
         proposals["class_logits"],
-        _indicator(proposals),
+        None if gamma is None else _indicator(proposals),
         seen.to(masks.device),
-        PBC(gamma=gamma),
+        NoCorrection() if gamma is None else PBC(gamma=gamma),
         background_in_softmax=background_in_softmax,
     )
-    labels, best = best_classes(
-        probabilities,
-        masks,
-        region=(float(masks.shape[-2]), float(masks.shape[-1])),
-        output_size=output_size,
-        chunk_pixels=chunk_pixels,
-    )
-    return logits, labels, best
+    placed = PlacedProposals.of_image(probabilities, masks)
+    return logits, best_classes([placed], output_size=output_size, chunk_pixels=chunk_pixels)
 
 
 def _indicator(proposals: Proposals) -> Tensor:
@@ -146,8 +141,11 @@ class GammaSweepEvaluator(ZeroShotSemSegEvaluator):
             ValueError: an output has no proposals, or they have no class indicator.
         """
         for record, output in zip(inputs, outputs, strict=True):
-            if "proposals" not in output:
-                raise ValueError("an output has no proposals: set MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS True")
+            if output.get("proposals") is None:
+                raise ValueError(
+                    "an output has no proposals: set MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS True, and TEST.SLIDE.ENABLED and "
+                    "TEST.AUG.ENABLED False"
+                )
             proposals = output["proposals"]
             indicator = _indicator(proposals)
             truth = self._ground_truth(record["file_name"])

@@ -35,6 +35,7 @@ class OracleEvaluator(ZeroShotSemSegEvaluator):
         if "mask_logits" not in (output.get("proposals") or {}):
             raise ValueError(
                 "the oracle protocol needs output['proposals']['mask_logits']: set MODEL.ALIGNZEG.TEST.RETURN_PROPOSALS True"
+                ", and TEST.SLIDE.ENABLED and TEST.AUG.ENABLED False"
             )
         return oracle_prediction(output["proposals"]["mask_logits"], truth, self._num_classes)
 

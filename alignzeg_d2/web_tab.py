@@ -25,6 +25,7 @@ from zeroshot_d2.images import ImageArray
 from zeroshot_d2.pictures.style import class_text, figure_pixels
 from zeroshot_d2.segmentation.pictures import Colors, blend_labels, label_figure
 from zeroshot_d2.segmentation.predictor import Segmentation
+from zeroshot_d2.segmentation.writer import OTHER_COLOR
 from zeroshot_d2.web import (
     EVENT,
     answering,
@@ -41,7 +42,7 @@ from zeroshot_d2.web_server import Limits, Visitor
 NUM_PROPOSALS, NUM_CORRECTIONS = 8, 4
 THUMBNAIL = 320  # pixels
 
-HEADERS = ("class", "in training", "area (%)", "score")
+HEADERS = ("class", "in training", "area (%)", "confidence")
 Captioned = list[tuple[ImageArray, str]]
 Results = tuple[ImageArray, list[list[str]], str, Captioned, ImageArray | None]
 """Overlay, rows under HEADERS, a sentence, the heaviest proposals, and a picture of what PBC changed, if it did."""
@@ -53,7 +54,7 @@ class Found:
 
     Args:
         image: the photo.
-        segmentation: with its proposals, on the CPU.
+        segmentation: with its proposals, on the CPU; None if the photo was seen in windows.
         colors: (K) RGB.
     """
 
@@ -63,8 +64,8 @@ class Found:
 
     def kept(self) -> Found:
         """Without the maps of pixels, which another gamma replaces: they are most of the memory."""
-        labels, best = np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
-        return replace(self, segmentation=replace(self.segmentation, labels=labels, best=best))
+        labels, confidence = np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
+        return replace(self, segmentation=replace(self.segmentation, labels=labels, confidence=confidence))
 
 
 class Segmenter:
@@ -74,8 +75,8 @@ class Segmenter:
         self._predictor = AlignZegPredictor(cfg)
         self.limits = limits
         self.default_names = ", ".join(self._predictor.vocabulary.prompts)
-        # The threshold in effect; None for a model without a class indicator.
-        corrects = isinstance(self.model.postprocessor, PBC)
+        # The threshold in effect; None for a model without a class indicator, or where there are no proposals to correct.
+        corrects = isinstance(self.model.postprocessor, PBC) and self.model.looks.once
         self.gamma: float | None = self._predictor.cfg.MODEL.ALIGNZEG.PBC.GAMMA if corrects else None
         self._predictor(np.zeros((32, 32, 3), np.uint8))  # so that no visitor waits for the vectors of the names
 
@@ -100,25 +101,40 @@ class Segmenter:
         split = self._predictor.marked(vocabulary, typed_names(unseen, self.limits))
         found = self._predictor(np.ascontiguousarray(image[:, :, ::-1]), vocabulary=split, proposals=True)
         colors = self._predictor.colors_of(found.vocabulary)
-        assert found.proposals is not None
+        if found.proposals is None:
+            return Found(image, found, colors)
         on_cpu = {key: None if value is None else value.cpu() for key, value in found.proposals.items()}
         return Found(image, replace(found, proposals=on_cpu), colors)
 
-    def show(self, found: Found, gamma: float) -> Results:
-        """Everything that the page shows of a photo, with this threshold."""
+    def show(self, found: Found, gamma: float, least: float = 0.0) -> Results:
+        """Everything that the page shows of a photo.
+
+        Args:
+            found: the photo.
+            gamma: the threshold of the correction.
+            least: pixels of less confidence are of no class of the vocabulary.
+
+        Raises:
+            ValueError: there is such a threshold, and the vocabulary has a class "other".
+        """
         segmentation = with_gamma(self.model, found, gamma)
-        split, proposals = segmentation.vocabulary, segmentation.proposals
-        assert proposals is not None
+        split, proposals, colors = segmentation.vocabulary, segmentation.proposals, list(found.colors)
+        if least > 0:
+            segmentation = segmentation.with_other(least)
+            colors.append(OTHER_COLOR)
+        shown = segmentation.vocabulary
         rows = [
             [
-                class_text(split, entry["index"]),
-                "unseen" if entry["unseen"] else "seen",
+                class_text(shown, entry["index"]),
+                "" if entry["index"] == len(split) else "unseen" if entry["unseen"] else "seen",
                 f"{100 * entry['area']:.1f}",
                 f"{entry['score']:.2f}",
             ]
             for entry in segmentation.classes()
         ]
-        overlay = figure_pixels(label_figure(found.image, segmentation.labels, split, found.colors))
+        overlay = figure_pixels(label_figure(found.image, segmentation.labels, shown, colors))
+        if proposals is None:
+            return overlay, rows, "The photo was seen in several windows or sizes: there are no proposals to show.", [], None
         summary, picture = self._corrections(found.image, split, proposals, gamma)
         return overlay, rows, summary, self._heaviest(found.image, split, proposals), picture
 
@@ -127,7 +143,7 @@ class Segmenter:
     ) -> tuple[str, ImageArray | None]:
         """A sentence on what PBC changed, and a picture of it if there is something to show."""
         if self.gamma is None:
-            return "This model was trained without a class indicator: nothing is corrected.", None
+            return "This model has no class indicator: nothing is corrected.", None
         if not split.unseen:
             return "The vocabulary has no unseen class: there is no bias to correct.", None
         changed = changed_proposals(proposals, background_in_softmax=self.model.background_in_softmax)
@@ -164,22 +180,22 @@ def with_gamma(model: AlignZeg, found: Found, gamma: float) -> Segmentation:
     """What the model would have predicted with another threshold, from its proposals (on the CPU) alone.
 
     As :func:`alignzeg_d2.gamma_sweep.correct_and_segment` says, the outermost pixels may differ from the model's own output
-    by less than a cell of the masks' grid. Of a model without a class indicator it is the segmentation as it is.
+    by less than a cell of the masks' grid. What was seen in windows is returned as it is.
     """
     segmentation, proposals = found.segmentation, found.segmentation.proposals
-    assert proposals is not None
-    if proposals["class_indicator"] is None:
+    if proposals is None:
         return segmentation
-    corrected, labels, best = correct_and_segment(
+    corrected, found_labels = correct_and_segment(
         proposals,
         model.seen_mask(segmentation.vocabulary),
-        gamma,
+        None if proposals["class_indicator"] is None else gamma,
         (found.image.shape[0], found.image.shape[1]),
         background_in_softmax=model.background_in_softmax,
         chunk_pixels=model.chunk_pixels,
     )
     corrected_proposals = {**proposals, "corrected_logits": corrected}
-    return replace(segmentation, labels=labels.numpy(), best=best.numpy(), proposals=corrected_proposals)
+    labels, confidence = found_labels.labels.numpy(), found_labels.confidence.numpy()
+    return replace(segmentation, labels=labels, confidence=confidence, proposals=corrected_proposals)
 
 
 def _thumbnail(image: ImageArray) -> ImageArray:
@@ -226,6 +242,15 @@ def segmentation_tab(segmenter: Segmenter, examples: list[Path]) -> None:
                 visible=segmenter.gamma is not None,
                 elem_id="gamma",
             )
+            least = gr.Slider(
+                0,
+                1,
+                0,
+                step=0.01,
+                label="Least confidence",
+                info='Pixels of less confidence are of none of the classes: they become "other".',
+                elem_id="least-confidence",
+            )
             run = gr.Button("Segment", variant="primary", elem_id="segment")
         with gr.Column(scale=3, min_width=320):
             gr.Markdown("### Segmentation (★ unseen)")
@@ -237,23 +262,25 @@ def segmentation_tab(segmenter: Segmenter, examples: list[Path]) -> None:
             corrections = picture_output("corrections", visible=False)
     results = [overlay, classes, summary, proposals, corrections]
 
-    def show(found: Found, gamma: float) -> list[Any]:
-        overlay, rows, summary, heaviest, picture = segmenter.show(found, gamma)
+    def show(found: Found, gamma: float, least: float) -> list[Any]:
+        overlay, rows, summary, heaviest, picture = segmenter.show(found, gamma, least)
         shown = [overlay, table(HEADERS, rows), summary, captioned(heaviest)]
         return [*shown, gr.Image(picture, visible=picture is not None)]
 
-    def on_run(visitor: Visitor, photo: str | None, names: str, unseen: str, gamma: float) -> list[Any]:
+    def on_run(visitor: Visitor, photo: str | None, names: str, unseen: str, gamma: float, least: float) -> list[Any]:
         found = segmenter.find(photo, names, unseen)
-        shown = show(found, gamma)
-        if segmenter.gamma is not None:
+        shown = show(found, gamma, least)
+        if found.segmentation.proposals is not None:
             visitor.keep(found.kept())
         return shown
 
-    def on_gamma(visitor: Visitor, gamma: float) -> list[Any]:
+    def on_threshold(visitor: Visitor, gamma: float, least: float) -> list[Any]:
         if visitor.kept is None:
             raise ValueError(f"There is no result, they stay for {segmenter.limits.kept_seconds} seconds: press Segment.")
-        return show(visitor.kept, gamma)
+        return show(visitor.kept, gamma, least)
 
-    run.click(answering(on_run, segmenter.limits), [photo, names, unseen, gamma], results, **EVENT)
-    # While the slider moves only the last place counts.
-    gamma.change(answering(on_gamma, segmenter.limits), [gamma], results, trigger_mode="always_last", **EVENT)
+    run.click(answering(on_run, segmenter.limits), [photo, names, unseen, gamma, least], results, **EVENT)
+    # While a slider moves only the last place counts.
+    for slider in (gamma, least):
+        on_change = answering(on_threshold, segmenter.limits)
+        slider.change(on_change, [gamma, least], results, trigger_mode="always_last", **EVENT)

@@ -11,6 +11,7 @@ side network's grid.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,12 +19,11 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from fvcore.nn.weight_init import c2_xavier_fill
-from open_clip.transformer import VisionTransformer as ClipVisionTransformer
 from torch import Tensor, nn
 
 from alignzeg_d2.config import add_proposal_config, leave_out_gepc_and_pbc
-from alignzeg_d2.inference import of_scores
-from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder, resize_positions
+from alignzeg_d2.inference import Classified, Seen, of_scores
+from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder
 from alignzeg_d2.modeling.criterion import Predictions
 from alignzeg_d2.modeling.feature_fusion import FeatureFusion
 from alignzeg_d2.modeling.image_encoder import patch_vit
@@ -35,6 +35,7 @@ from alignzeg_d2.system import build_evaluator
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
 from zeroshot_d2.clip.text import template_set
+from zeroshot_d2.clip.towers import VisionTower, resize_positions, tower_of
 from zeroshot_d2.defaults import plain_defaults
 from zeroshot_d2.frozen import leave_out_frozen
 from zeroshot_d2.ranges import check_multiple, check_ranges, choice, declare, each, number, text, whole
@@ -274,9 +275,7 @@ class MaskDecoder(nn.Module):
 class Recognition(SemanticDecoder):
     """AlignZeg's semantic decoder with SAN's choice of what the proposals' tokens start from."""
 
-    def __init__(
-        self, *, visual: ClipVisionTransformer, start_token: str = "cls", num_queries: int = 0, **arguments: Any
-    ) -> None:
+    def __init__(self, *, visual: VisionTower, start_token: str = "cls", num_queries: int = 0, **arguments: Any) -> None:
         """
         Args:
             visual: of CLIP.
@@ -286,7 +285,7 @@ class Recognition(SemanticDecoder):
         """
         super().__init__(visual=visual, **arguments)
         self.from_cls = start_token != "learnt"
-        width = visual.conv1.out_channels
+        width = tower_of(visual).width
         self.sos_token = None if start_token == "cls" else nn.Parameter(torch.randn(num_queries, 1, width) * 0.02)
 
     def first_tokens(self, cls: Tensor, num_queries: int) -> Tensor:
@@ -326,8 +325,15 @@ class SAN(ProposalSegmenter):
             size_divisibility: image sides are padded to multiples of it.
             upsampling: how masks reach the output size, a value of MODEL.SAN.TEST.UPSAMPLING.
             parts: what classifies the proposals, as for :class:`~alignzeg_d2.proposal_segmenter.ProposalSegmenter`.
+
+        Raises:
+            ValueError: scores are to be brought to the output size, and images to be seen in several ways.
         """
         super().__init__(**parts)
+        if upsampling == "scores" and not self.looks.once:
+            raise ValueError(
+                "MODEL.SAN.TEST.UPSAMPLING scores is for whole images: set it to once with TEST.SLIDE or TEST.AUG"
+            )
         self.clip_image_encoder, self.clip_resolution = clip_image_encoder, clip_resolution
         self.side_network, self.mask_decoder, self.recognition = side_network, mask_decoder, recognition
         self._size_divisibility = size_divisibility
@@ -357,7 +363,7 @@ class SAN(ProposalSegmenter):
             supervised=san.SIDE.SUPERVISED,
             drop_path_rate=san.SIDE.DROP_PATH_RATE,
         )
-        blocks = len(clip.visual.transformer.resblocks) - san.CLIP.NUM_LAYERS
+        blocks = len(tower_of(clip.visual).blocks) - san.CLIP.NUM_LAYERS
         recognition = Recognition(
             visual=clip.visual,
             num_layers=blocks,
@@ -426,32 +432,30 @@ class SAN(ProposalSegmenter):
             losses |= {f"{name}_{index}": loss for name, loss in auxiliary.items()}
         return losses
 
+    def classified(self, seen: Seen, vocabulary: ClassSplit) -> Classified:
+        if self.upsampling == "once":
+            return super().classified(seen, vocabulary)
+        height, width = seen.image.shape[-2:]
+        masks = F.interpolate(seen.mask_logits[None], size=seen.padded_size, mode="bilinear", align_corners=False)[0]
+        upsampled = replace(seen, mask_logits=masks[:, :height, :width], padded_size=(height, width))
+        return super().classified(upsampled, vocabulary)
+
     def segment(
         self,
-        image: Tensor,
-        features: Tensor,
-        mask_logits: Tensor,
+        seen: Sequence[Seen],
         vocabulary: ClassSplit,
         *,
-        padded_size: tuple[int, int],
         output_size: tuple[int, int],
+        output: str,
         **wanted: Any,
     ) -> dict[str, Any]:
-        height, width = image.shape[-2:]
-        if self.upsampling != "once":
-            masks = F.interpolate(mask_logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
-            mask_logits, padded_size = masks[:, :height, :width], (height, width)
-        output = wanted["output"]
-        size = (height, width) if self.upsampling == "scores" else output_size
-        if self.upsampling == "scores":
-            wanted["output"] = "scores"
-        result = super().segment(
-            image, features, mask_logits, vocabulary, padded_size=padded_size, output_size=size, **wanted
-        )
         if self.upsampling != "scores":
-            return result
-        scores = F.interpolate(result.pop("sem_seg")[None], size=output_size, mode="bilinear", align_corners=False)[0]
-        return {**of_scores(scores, output), **result}
+            return super().segment(seen, vocabulary, output_size=output_size, output=output, **wanted)
+        size = seen[0].place.look.size
+        result = super().segment(seen, vocabulary, output_size=size, output="scores", **wanted)
+        maps = torch.cat([result.pop("sem_seg"), result.pop("sem_seg_coverage")[None]])
+        maps = F.interpolate(maps[None], size=output_size, mode="bilinear", align_corners=False)[0]
+        return {**of_scores(maps[:-1], maps[-1], output), **result}
 
 
 def fusion_map(pairs: Sequence[str], num_layers: int) -> dict[int, int]:

@@ -138,7 +138,8 @@ class TokenTagger(Tagger):
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """``batched_inputs`` as for :meth:`forward` -> a dict per image with ``scores`` (K,)."""
         first, which = distinct_images(batched_inputs)
-        tokens = self._tokens_of([batched_inputs[i] for i in first])
+        with self.mixed():
+            tokens = self._tokens_of([batched_inputs[i] for i in first])
         vocabularies = [vocabulary_of(inputs, self.default_vocabulary) for inputs in batched_inputs]
         with torch.autocast(self.device.type, enabled=False):
             encoded = self.head(tokens)

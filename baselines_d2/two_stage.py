@@ -10,19 +10,19 @@ Shapes: N images, Q proposals, V of them with pixels, K classes of the vocabular
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from alignzeg_d2.config import add_image_encoder_config, add_proposal_config, leave_out_gepc_and_pbc
-from alignzeg_d2.inference import of_scores
+from alignzeg_d2.inference import Classified, Seen, of_scores
 from alignzeg_d2.modeling.pixel_decoder import mlp
 from alignzeg_d2.modeling.transformer_decoder import QueryDecoder
 from alignzeg_d2.proposal_segmenter import ProposalSegmenter
@@ -30,6 +30,7 @@ from alignzeg_d2.system import build_evaluator
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
 from zeroshot_d2.clip.text import template_set
+from zeroshot_d2.clip.towers import VisionTower
 from zeroshot_d2.defaults import plain_defaults
 from zeroshot_d2.frozen import leave_out_frozen
 from zeroshot_d2.ranges import check_multiple, check_ranges, choice, declare, number, whole
@@ -160,7 +161,7 @@ class TwoStage(ProposalSegmenter):
         *,
         image_encoder: Backbone,
         decoder: ProposalDecoder,
-        clip_visual: VisionTransformer,
+        clip_visual: VisionTower,
         clip_identity: dict[str, str],
         ensemble_form: str,
         weight: float,
@@ -192,7 +193,7 @@ class TwoStage(ProposalSegmenter):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         check_ranges(cfg)
         two_stage = cfg.MODEL.TWO_STAGE
-        clip = FrozenClip.of_config(cfg, "TWO_STAGE")
+        clip = FrozenClip.of_config(cfg, "TWO_STAGE", cls_token=False)
         image_encoder = build_backbone(cfg)
         width, heads = image_encoder.output_shape()["z_enc"].channels, two_stage.DECODER.HEADS
         check_multiple("the image encoder's width", width, "MODEL.TWO_STAGE.DECODER.HEADS", heads)
@@ -200,7 +201,7 @@ class TwoStage(ProposalSegmenter):
             "image_encoder": image_encoder,
             "decoder": ProposalDecoder(
                 width=width,
-                embedding=clip.visual.output_dim,
+                embedding=clip.embedding_dim,
                 num_queries=two_stage.DECODER.NUM_QUERIES,
                 num_layers=two_stage.DECODER.LAYERS,
                 num_heads=heads,
@@ -227,31 +228,25 @@ class TwoStage(ProposalSegmenter):
     def extract_proposals(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.decoder(self.image_encoder(images)["z_enc"])
 
-    def segment(
-        self,
-        image: Tensor,
-        features: Tensor,
-        mask_logits: Tensor,
-        vocabulary: ClassSplit,
-        *,
-        padded_size: tuple[int, int],
-        **wanted: Any,
-    ) -> dict[str, Any]:
-        if self.ensemble_form != "none":
-            height, width = image.shape[-2:]
-            masks = F.interpolate(mask_logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
-            masks = masks[:, :height, :width].sigmoid() > self.threshold
-            background = self.classify(features, self.prototypes(vocabulary)).class_logits[:, -1]
-            by_clip = self.clip_probabilities(image, masks, background, vocabulary)
-            wanted["reweigh"] = partial(ensemble, clip=by_clip, seen=self.seen_mask(vocabulary), weight=self.weight)
-        if self.seen_discount == 0:
-            return super().segment(image, features, mask_logits, vocabulary, padded_size=padded_size, **wanted)
-        output = wanted.pop("output")
-        result = super().segment(
-            image, features, mask_logits, vocabulary, padded_size=padded_size, output="scores", **wanted
+    def classified(self, seen: Seen, vocabulary: ClassSplit) -> Classified:
+        by_network = super().classified(seen, vocabulary)
+        if self.ensemble_form == "none":
+            return by_network
+        height, width = seen.image.shape[-2:]
+        masks = F.interpolate(seen.mask_logits[None], size=seen.padded_size, mode="bilinear", align_corners=False)[0]
+        masks = masks[:, :height, :width].sigmoid() > self.threshold
+        by_clip = self.clip_probabilities(seen.image, masks, by_network.found.class_logits[:, -1], vocabulary)
+        probabilities = ensemble(
+            by_network.placed.probabilities, by_clip, seen=self.seen_mask(vocabulary), weight=self.weight
         )
+        return replace(by_network, placed=replace(by_network.placed, probabilities=probabilities))
+
+    def segment(self, seen: Sequence[Seen], vocabulary: ClassSplit, *, output: str, **wanted: Any) -> dict[str, Any]:
+        if self.seen_discount == 0:
+            return super().segment(seen, vocabulary, output=output, **wanted)
+        result = super().segment(seen, vocabulary, output="scores", **wanted)
         scores = result.pop("sem_seg") - self.seen_discount * self.seen_mask(vocabulary).float()[:, None, None]
-        return {**of_scores(scores, output), **result}
+        return {**of_scores(scores, result.pop("sem_seg_coverage"), output), **result}
 
     def clip_probabilities(self, image: Tensor, masks: Tensor, background: Tensor, vocabulary: ClassSplit) -> Tensor:
         """What CLIP makes of the masked crops, all in one pass: (Q, K); 1 for a mask without pixels.
@@ -267,7 +262,9 @@ class TwoStage(ProposalSegmenter):
         found = image.new_ones(len(masks), len(vocabulary))
         if len(crops) == 0:
             return found
-        unit = F.normalize(self.clip_visual(crops), dim=-1)
+        with self.mixed():
+            features = self.clip_visual(crops)
+        unit = F.normalize(features.float(), dim=-1)
         logits = self.classifier.logit_scale * unit @ self.prototypes(vocabulary).T
         if self.ensemble_form == "simbaseline":
             found[present] = logits.softmax(dim=-1)

@@ -16,24 +16,28 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage, has_event_storage
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder, resize_positions
+from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder
 from alignzeg_d2.modeling.criterion import mean_over_processes
 from alignzeg_d2.modeling.losses import dice_loss
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
 from zeroshot_d2.clip.text import template_set
+from zeroshot_d2.clip.towers import VisionTower, resize_positions, tower_of
 from zeroshot_d2.defaults import plain_defaults
 from zeroshot_d2.frozen import leave_out_frozen
+from zeroshot_d2.pixel_stats import PixelStats
 from zeroshot_d2.ranges import check_multiple, check_ranges, choice, declare, number, whole
 from zeroshot_d2.segmentation.config import add_segmentation_config
 from zeroshot_d2.segmentation.labels import IGNORE_LABEL
 from zeroshot_d2.segmentation.text_segmenter import TextSegmenter
 from zeroshot_d2.system import System
 from zeroshot_d2.vocabulary import vocabulary_of
+
+# With which ZegCLIP normalises images, although CLIP was trained with other statistics.
+IMAGENET = PixelStats(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
 # ------------------------------------------------------------------------------------------------------------ config
@@ -42,9 +46,9 @@ def add_zegclip_config(cfg: CfgNode) -> None:
     add_segmentation_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "ZegCLIP"
     cfg.INPUT.FORMAT = "RGB"
-    # ImageNet's statistics, not CLIP's.
-    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
-    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    # As its authors have it.
+    cfg.MODEL.PIXEL_MEAN = list(IMAGENET.mean)
+    cfg.MODEL.PIXEL_STD = list(IMAGENET.std)
 
     zegclip = cfg.MODEL.ZEGCLIP = CfgNode()
     # Side in pixels for which the positions are laid out, and of the windows at test time.
@@ -142,12 +146,10 @@ declare(
 class PromptedClip(ClipImageEncoder):
     """All of CLIP's image tower, frozen, under deep prompts."""
 
-    def __init__(
-        self, visual: VisionTransformer, *, image_size: int, num_prompts: int, depth: int, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, visual: VisionTower, *, image_size: int, num_prompts: int, depth: int, dropout: float = 0.1) -> None:
         """
         Args:
-            visual: open_clip's vision transformer.
+            visual: open_clip's image tower with [CLS].
             image_size: the side in pixels for which the positions are laid out.
             num_prompts: learnt tokens per block.
             depth: how many blocks behind the first have them.
@@ -156,10 +158,11 @@ class PromptedClip(ClipImageEncoder):
         Raises:
             ValueError: there are fewer blocks, or patches do not fill the image.
         """
-        blocks = len(visual.transformer.resblocks)
+        tower = tower_of(visual)
+        blocks = len(tower.blocks)
         if depth >= blocks:
             raise ValueError(f"MODEL.ZEGCLIP.PROMPTS.DEPTH must be below the number of CLIP's blocks {blocks}, got {depth}")
-        check_multiple("MODEL.ZEGCLIP.IMAGE_SIZE", image_size, "CLIP's patch size", visual.patch_size[0])
+        check_multiple("MODEL.ZEGCLIP.IMAGE_SIZE", image_size, "CLIP's patch size", tower.patch_size)
         super().__init__(
             visual,
             num_layers=blocks,
@@ -171,8 +174,8 @@ class PromptedClip(ClipImageEncoder):
         )
         assert isinstance(self.prompt_projection, nn.Linear)
         nn.init.kaiming_normal_(self.prompt_projection.weight, mode="fan_out")
-        self.ln_post, self.proj = visual.ln_post, visual.proj
-        for parameter in (*self.ln_post.parameters(), self.proj):
+        self.ln_post, self.projection = tower.norm, tower.projection
+        for parameter in (*self.ln_post.parameters(), *self.projection.parameters()):
             parameter.requires_grad_(False)
         self.prompt_norm = nn.LayerNorm(self.width, eps=1e-6)
         # ZegCLIP lays the positions out for its crop once, and from there for other sizes.
@@ -185,7 +188,7 @@ class PromptedClip(ClipImageEncoder):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``images`` (N, 3, H, W), normalised -> patches (N, D, h, w) and [CLS] (N, D) of unit length."""
         (features,), tokens = self.tapped(images, [0])
-        embedded = F.normalize(self.ln_post(self.prompt_norm(tokens)) @ self.proj, dim=-1)
+        embedded = F.normalize(self.projection(self.ln_post(self.prompt_norm(tokens))), dim=-1)
         return embedded[:, 1:].transpose(1, 2).unflatten(-1, features.shape[-2:]), embedded[:, 0]
 
     def _positions(self, height: int, width: int) -> Tensor:
@@ -357,7 +360,7 @@ class ZegCLIP(TextSegmenter):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         check_ranges(cfg)
         zegclip = cfg.MODEL.ZEGCLIP
-        clip = FrozenClip.of_config(cfg, "ZEGCLIP")
+        clip = FrozenClip.of_config(cfg, "ZEGCLIP", also_pixel_stats=[IMAGENET])
         return {
             "clip_image_encoder": PromptedClip(
                 clip.visual,
@@ -367,7 +370,7 @@ class ZegCLIP(TextSegmenter):
                 dropout=zegclip.PROMPTS.DROPOUT,
             ),
             "decoder": TextDecoder(
-                width=clip.visual.output_dim,
+                width=clip.embedding_dim,
                 num_layers=zegclip.DECODER.LAYERS,
                 num_heads=zegclip.DECODER.HEADS,
                 dropout=zegclip.DECODER.DROPOUT,
@@ -442,7 +445,8 @@ class ZegCLIP(TextSegmenter):
         times = image.new_zeros(height, width)
         for top, left in corners:
             where = (..., slice(top, top + size[0]), slice(left, left + size[1]))
-            logits = self.mask_logits(F.pad(image[where], padding)[None], prototypes)[0, :, : size[0], : size[1]]
+            with self.mixed():
+                logits = self.mask_logits(F.pad(image[where], padding)[None], prototypes)[0, :, : size[0], : size[1]]
             total[where] += logits.float().sigmoid()
             times[where] += 1
         discount = 0.0 if self.self_training else self.seen_discount

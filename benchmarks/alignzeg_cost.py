@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +33,8 @@ from torch import Tensor, nn
 from alignzeg_d2 import add_alignzeg_config
 from alignzeg_d2 import inference as segmentation
 from alignzeg_d2.alignzeg import AlignZeg
+from alignzeg_d2.semantic_inference import PlacedProposals
+from benchmarks.memory import megabytes
 from zeroshot_d2.cli import Parser
 from zeroshot_d2.clip.loader import create_clip, get_tokenizer
 from zeroshot_d2.clip.text import embed_prompts, get_templates
@@ -65,7 +66,7 @@ class PlainSemanticDecoder(nn.Module):
         x = torch.cat([tokens[:, :1].expand(-1, q, -1), tokens], dim=1)
         for block in decoder.blocks:
             x = block(x, attn_mask=mask)
-        return decoder.ln_post(x[:, :q]) @ decoder.proj
+        return decoder.projection(decoder.ln_post(x[:, :q]))
 
 
 def build(num_prompts: int = 0) -> AlignZeg:
@@ -111,10 +112,11 @@ def fix_prototypes(model: AlignZeg) -> None:
     model.text_embeddings = lambda prompts, clip=None: prototypes  # type: ignore[assignment]
 
 
-def plain_scores(probabilities: Tensor, mask_logits: Tensor, *, output_size: tuple[int, int], **unused: Any) -> Tensor:
-    """What ``semantic_scores`` computes, from all masks at full size at once."""
-    masks = F.interpolate(mask_logits[None], size=output_size, mode="bilinear", align_corners=False)[0].sigmoid()
-    return torch.einsum("qk,qhw->khw", probabilities, masks)
+def plain_scores(found: Sequence[PlacedProposals], *, output_size: tuple[int, int], **unused: Any) -> tuple[Tensor, Tensor]:
+    """What ``semantic_scores`` computes of an unpadded image, from all masks at full size at once."""
+    (part,) = found
+    masks = F.interpolate(part.mask_logits[None], size=output_size, mode="bilinear", align_corners=False)[0].sigmoid()
+    return torch.einsum("qk,qhw->khw", part.probabilities, masks), masks.sum(dim=0).clamp(min=1)
 
 
 def inference(plain: bool, repeats: int) -> dict[str, float]:
@@ -213,7 +215,7 @@ def main() -> None:
     args = parser.parse()
     if args.case:
         result = CASES[args.case](args.plain, args.repeats)
-        result["gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        result["gigabytes"] = megabytes("VmHWM") / 1024
         print(json.dumps(result))
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores", *sizes(), sep="\n")

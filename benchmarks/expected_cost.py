@@ -42,12 +42,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.pages import put_table
 from epsilon_d2 import tagger
 from zeroshot_d2.cli import Parser, config_keys, load_config
 from zeroshot_d2.clip import frozen_clip
-from zeroshot_d2.clip.loader import DEMO_CLIP_NAME, create_clip
+from zeroshot_d2.clip.loader import create_clip, embedding_dim
 from zeroshot_d2.datasets.builtin import MULTILABEL_DATASETS, SEM_SEG_DATASETS
-from zeroshot_d2.storage import read_text, write_text
 from zeroshot_d2.system import find_system
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -120,17 +120,16 @@ class _RandomVectors:
 
 
 # One for all configs, frozen as it is: to draw a ViT takes longer than to run it.
-_create_clip = functools.cache(create_clip)
+build_once = functools.cache(create_clip)
 
 
 @contextlib.contextmanager
-def _without_weights() -> Iterator[None]:
+def without_weights() -> Iterator[None]:
     """Within the block models are built without pretrained weights, text towers and files."""
-    width = {"ViT-B-16-quickgelu": 512, "ViT-L-14-336-quickgelu": 768, DEMO_CLIP_NAME: 96}
     with (
-        mock.patch.object(frozen_clip, "create_clip", _create_clip),
+        mock.patch.object(frozen_clip, "create_clip", build_once),
         mock.patch.object(frozen_clip, "fingerprint", lambda clip: "random"),
-        mock.patch.object(frozen_clip, "ClipTextEmbeddings", lambda *, name, **unused: _RandomVectors(width[name])),
+        mock.patch.object(frozen_clip, "ClipTextEmbeddings", lambda *, name, **unused: _RandomVectors(embedding_dim(name))),
         mock.patch.object(tagger, "build_label_embeddings", lambda cfg: (_RandomVectors(300), {"sha256": ""})),
     ):
         yield
@@ -167,7 +166,7 @@ def inputs(cfg: CfgNode) -> list[dict[str, Any]]:
 def count(cfg: CfgNode) -> Counted:
     """Run a training step of a config and count."""
     torch.manual_seed(0)
-    with _without_weights():
+    with without_weights():
         model = build_model(cfg).train()
     batch = inputs(cfg)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -272,11 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         gc.collect()  # models have cycles, and two of them fill a machine's memory
         print(" | ".join(rows[-1]), flush=True)
     if args.output is not None:
-        before, begin, rest = read_text(args.output, "page").partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not (begin and end):
-            raise ValueError(f"{args.output} has no {BEGIN} and {END}: put them where the table should be")
-        write_text(args.output, f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")
+        put_table(args.output, BEGIN, END, table(rows))
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import resource
 import sys
 import time
 import types
@@ -26,6 +25,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from benchmarks.memory import megabytes
 from zeroshot_d2.cli import load_config
 
 CLIP_NAME = "ViT-B-16-quickgelu"
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         start = time.perf_counter()
         step()
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = megabytes("VmHWM")
         print(json.dumps({"seconds": seconds, "peak_mb": peak}), flush=True)
 
 

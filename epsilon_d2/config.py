@@ -19,7 +19,7 @@ def add_tagger_config(cfg: CfgNode) -> None:
     # "TimmViT", "ClipViT", or your own in BACKBONE_REGISTRY that gives {"tokens": (N, L, D)}.
     cfg.MODEL.BACKBONE.NAME = "TimmViT"
     cfg.INPUT.FORMAT = "RGB"
-    # Of the default backbone's weights; a backbone trained with other ones refuses these.
+    # Of the default backbone's weights; weights of a tag that were trained with other ones refuse these.
     cfg.MODEL.PIXEL_MEAN = [127.5, 127.5, 127.5]
     cfg.MODEL.PIXEL_STD = [127.5, 127.5, 127.5]
 
@@ -27,9 +27,11 @@ def add_tagger_config(cfg: CfgNode) -> None:
 
     # ---- frozen backbone ----
     epsilon.BACKBONE = CfgNode()
-    # A timm name for TimmViT ("vit_base_patch16_224", Dosovitskiy et al.), an open_clip name for ClipViT.
+    # A timm name for TimmViT ("vit_base_patch16_224", Dosovitskiy et al.; "vit_base_patch14_dinov2"), an open_clip name for
+    # ClipViT ("ViT-B-16-SigLIP").
     epsilon.BACKBONE.NAME = "vit_base_patch16_224"
-    # A timm or open_clip tag, a local weights file, "bundled" (ClipViT: the demo world's CLIP) or "" (random weights).
+    # A timm or open_clip tag, whose pixel statistics MODEL.PIXEL_MEAN and PIXEL_STD must be; a local weights file; "bundled"
+    # (ClipViT: the demo world's CLIP) or "" (random weights).
     epsilon.BACKBONE.PRETRAINED = "orig_in21k"
     # Number of the block whose output is F, counted from 1; 0: the last one, behind the final norm.
     epsilon.BACKBONE.TAP = 0

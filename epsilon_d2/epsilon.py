@@ -144,7 +144,8 @@ class Epsilon(Tagger):
         """
         attention = self.return_attention if attention is None else attention
         first, which = distinct_images(batched_inputs)
-        semantics = self._semantics_of([batched_inputs[i] for i in first])
+        with self.mixed():
+            semantics = self._semantics_of([batched_inputs[i] for i in first])
         vocabularies = [vocabulary_of(inputs, self.default_vocabulary) for inputs in batched_inputs]
         vectors = {vocabulary: self.label_vectors(vocabulary) for vocabulary in set(vocabularies)}
         return [
@@ -185,4 +186,4 @@ class Epsilon(Tagger):
     def _on_patches(self, attention: Tensor) -> Tensor:
         """(G, L) -> (G, h, w)."""
         side = self.image_size // self.backbone.patch_size
-        return attention[:, -side * side :].unflatten(-1, (side, side))
+        return attention[:, -side * side :].float().unflatten(-1, (side, side))

@@ -9,9 +9,11 @@ vectors.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone, build_backbone
@@ -24,6 +26,8 @@ from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.loader import create_clip, fingerprint
 from zeroshot_d2.clip.text import ClipTextEmbeddings, get_templates
 from zeroshot_d2.frozen import leave_out_frozen
+from zeroshot_d2.pixel_stats import check_pixel_stats
+from zeroshot_d2.precision import mixed, precision_at_test
 from zeroshot_d2.ranges import about, check_ranges
 from zeroshot_d2.vocabulary import is_registered, split_of_dataset
 from zeroshot_d2.word_vectors import WordVectorEmbeddings, centred
@@ -37,6 +41,7 @@ class Tagger(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     label_mean: Tensor
+    compiled_parts = ("backbone",)
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class Tagger(nn.Module):
         image_size: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        precision: torch.dtype | None = None,
     ) -> None:
         """
         Args:
@@ -63,8 +69,10 @@ class Tagger(nn.Module):
             default_vocabulary: of inputs that name neither a data set nor a vocabulary.
             image_size: S.
             pixel_mean, pixel_std: per channel.
+            precision: of the network at test time; None: float32.
         """
         super().__init__()
+        self.precision = precision
         self.backbone = backbone
         self.label_embeddings = label_embeddings
         self.trained_classes = frozenset(trained_classes)
@@ -87,7 +95,11 @@ class Tagger(nn.Module):
         check_ranges(cfg)
         keys = cfg.MODEL.EPSILON
         backbone = build_backbone(cfg)
-        _check_pixel_stats(backbone, cfg)
+        if isinstance(backbone, FrozenViT):
+            name, pretrained = keys.BACKBONE.NAME, keys.BACKBONE.PRETRAINED
+            weights = f"the weights {pretrained!r} of {name!r}"
+            with about("MODEL.EPSILON.BACKBONE", NAME=name, PRETRAINED=pretrained):
+                check_pixel_stats(cfg, backbone.pixel_stats, weights, certain=backbone.known_weights)
         label_embeddings, label_record = build_label_embeddings(cfg)
         record = {
             "backbone": {
@@ -118,11 +130,16 @@ class Tagger(nn.Module):
             "image_size": cfg.INPUT.IMAGE_SIZE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "precision": precision_at_test(cfg),
         }
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def mixed(self) -> AbstractContextManager[None]:
+        """A block of the network's computations at test time, in TEST.PRECISION."""
+        return mixed(self.device, self.precision)
 
     def label_vectors(self, vocabulary: ClassSplit) -> Tensor:
         """(K, E) of a vocabulary, in its order."""
@@ -177,6 +194,11 @@ def build_label_embeddings(cfg: CfgNode) -> tuple[LabelEmbeddings, dict[str, str
             'MODEL.EPSILON.LABEL_EMBEDDINGS.NORMALISE False goes with SOURCE "file" only: CLIP compares directions'
         )
     if keys.SOURCE == "clip":
+        if timm.is_model(keys.CLIP_NAME):
+            raise ValueError(
+                f"MODEL.EPSILON.LABEL_EMBEDDINGS.CLIP_NAME {keys.CLIP_NAME!r} is a vision model of timm, which has no text "
+                'tower: set SOURCE "file" and give word vectors, or name a CLIP of open_clip, which need not be the backbone'
+            )
         with about("MODEL.EPSILON.LABEL_EMBEDDINGS", CLIP_NAME=keys.CLIP_NAME, CLIP_PRETRAINED=keys.CLIP_PRETRAINED):
             clip_hash = fingerprint(create_clip(keys.CLIP_NAME, keys.CLIP_PRETRAINED))
         texts = ClipTextEmbeddings(
@@ -188,18 +210,3 @@ def build_label_embeddings(cfg: CfgNode) -> tuple[LabelEmbeddings, dict[str, str
         record = {"source": "clip", "name": keys.CLIP_NAME, "pretrained": keys.CLIP_PRETRAINED, "templates": keys.TEMPLATES}
         return texts, {**record, "sha256": clip_hash}
     raise ValueError(f"MODEL.EPSILON.LABEL_EMBEDDINGS.SOURCE must be 'file' or 'clip', got {keys.SOURCE!r}")
-
-
-def _check_pixel_stats(backbone: Backbone, cfg: CfgNode) -> None:
-    """Raises ValueError where the config normalises images otherwise than the backbone's weights were trained with."""
-    stats = getattr(backbone, "pixel_stats", None)
-    if stats is None:
-        return
-    expected = stats if cfg.INPUT.FORMAT == "RGB" else tuple(tuple(reversed(values)) for values in stats)
-    for key, values in zip(("PIXEL_MEAN", "PIXEL_STD"), expected, strict=True):
-        if not np.allclose(values, cfg.MODEL[key], atol=0.05):
-            raise ValueError(
-                f"MODEL.{key} is {list(cfg.MODEL[key])}, but the weights {cfg.MODEL.EPSILON.BACKBONE.PRETRAINED!r} of "
-                f"{cfg.MODEL.EPSILON.BACKBONE.NAME!r} were trained with {[round(value, 3) for value in values]} "
-                f"(in {cfg.INPUT.FORMAT})"
-            )

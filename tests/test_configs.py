@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from timm.models import get_pretrained_cfg
 
 from alignzeg_d2 import MRPE, TransformerPixelDecoder
+from baselines_d2.zegclip import IMAGENET
 from epsilon_d2 import tagger as tagger_module
 from zeroshot_d2 import IGNORE_LABEL, load_config
 from zeroshot_d2.cli import import_systems, system_of_config
 from zeroshot_d2.clip import frozen_clip as frozen_clip_module
 from zeroshot_d2.clip import loader
+from zeroshot_d2.pixel_stats import PixelStats, check_pixel_stats
 from zeroshot_d2.startup import check_datasets
 from zeroshot_d2.trainer import Trainer
 
@@ -53,7 +57,7 @@ class RandomVectors:
 
 
 def random_texts(*, name: str, **arguments: Any) -> RandomVectors:
-    return RandomVectors({loader.DEMO_CLIP_NAME: 96, "ViT-B-16-quickgelu": 512, "ViT-L-14-336-quickgelu": 768}[name])
+    return RandomVectors(loader.embedding_dim(name))
 
 
 def random_labels(cfg: CfgNode) -> tuple[Callable[[Sequence[str]], torch.Tensor], dict[str, str]]:
@@ -174,7 +178,36 @@ def test_tagger_builds_and_runs(name: str) -> None:
     assert set(losses) == TAGGERS[system(name)] and all(loss.isfinite() for loss in losses.values())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_images_are_normalised_as_the_pretrained_weights_need_it(name: str) -> None:
+    cfg = config(name)
+    if (key := SEGMENTERS.get(system(name))) is None:
+        keys, also = cfg.MODEL.EPSILON.BACKBONE, []
+    else:
+        keys, also = cfg.MODEL[key].CLIP, [IMAGENET] if system(name) == "ZegCLIP" else []
+    if cfg.MODEL.BACKBONE.NAME == "TimmViT":
+        known = [PixelStats.of_pretrained(get_pretrained_cfg(f"{keys.NAME}.{keys.PRETRAINED}").to_dict())]
+    else:
+        known = loader.pixel_stats(keys.NAME, keys.PRETRAINED)
+        assert loader.is_tag(keys.NAME, keys.PRETRAINED)
+    assert known
+    check_pixel_stats(cfg, known, keys.PRETRAINED, also=also)
+
+
 # ---- AlignZeg's numbers ----
+
+
+@pytest.mark.parametrize(("name", "side", "clip_side"), [("vit_l_14", 280, 224), ("vit_l_14_336", 448, 336)])
+def test_larger_clips_are_divided_as_san_divides_them(name: str, side: int, clip_side: int) -> None:
+    cfg = config(f"coco/alignzeg_{name}.yaml")
+    clip, san = cfg.MODEL.ALIGNZEG.CLIP, config("coco/baselines/san_vit_l_all.yaml").MODEL.SAN
+    vision = open_clip.get_model_config(clip.NAME)["vision_cfg"]
+    assert (vision["image_size"], vision["patch_size"], vision["layers"]) == (clip_side, 14, 24)
+    assert vision["layers"] - cfg.MODEL.ALIGNZEG.SEMANTIC_DECODER.NUM_LAYERS == san.CLIP.NUM_LAYERS == 18
+    assert clip.TAP / vision["layers"] == 6 / 12
+    assert cfg.INPUT.CROP.SIZE[0] * clip.RESOLUTION == pytest.approx(side)
+    if clip.NAME == san.CLIP.NAME:
+        assert clip.RESOLUTION == san.CLIP.RESOLUTION
 
 
 @pytest.mark.parametrize(

@@ -148,10 +148,13 @@ NOT_CHECKED = {
     "pip install torch torchvision": "needs a network",
     "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2": "needs a network and a compiler",
     "pip install pycurl": "needs a network",
+    "pip install rasterio": "needs a network",
     "pip freeze": "pip's own",
     "pip install pip-audit": "needs a network",
     "pip uninstall opencv-python": "pip's own",
     "pre-commit install": "pre-commit's own",
+    "python -m zeroshot_d2 predict --model hub:owner/name --input photos/ --output out": "needs the Hub; it is run in "
+    "tests/zeroshot_d2/commands/test_pretrained.py",
     "ssh -L 7860:127.0.0.1:7860 server": "needs a server",
     "ls SegmentationClassAug | sed 's/.png$//' | grep -vxFf ImageSets/Segmentation/val.txt "
     "> ImageSets/Segmentation/trainaug.txt": "needs the labels; its answer is that of tests/test_releases.py",
@@ -261,7 +264,7 @@ def main_of_module(name: str) -> Callable[[list[str]], object]:
 
 def accept(words: list[str]) -> None:
     """Check a command without running it; "..." stands for arguments that the page has shown before. A training leaves its
-    config in the current folder, for later commands.
+    config in the current folder, for later commands, and so does a model that is saved.
 
     Raises:
         Exception, SystemExit: something that it names does not exist, or its parser refuses it.
@@ -328,8 +331,8 @@ def accept_verb(verb: str, arguments: list[str]) -> None:
         assert fitting, f"no model has a key {key}"
         for cfg in fitting:
             cfg.merge_from_list([key, value])
-    if verb == "train" and args.config_file:
-        config = Path(loaded[0].OUTPUT_DIR) / "config.yaml"
+    if (verb == "train" and args.config_file) or verb == "save-pretrained":
+        config = (args.output if verb == "save-pretrained" else Path(loaded[0].OUTPUT_DIR)) / "config.yaml"
         config.parent.mkdir(parents=True, exist_ok=True)
         config.unlink(missing_ok=True)
         config.write_text(loaded[0].dump(), encoding="utf-8")
@@ -362,6 +365,9 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: None) -> 
     for folder, config in (("output/demo", "alignzeg.yaml"), ("output/demo/epsilon", "epsilon.yaml")):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / "config.yaml").symlink_to(ROOT / "configs/demo" / config)
+    for folder in ("thresholds", "tag_thresholds"):  # what `calibrate` writes
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "thresholds.json").write_text('{"threshold": 0.5}', encoding="utf-8")
     for page in PAGES:
         write_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)

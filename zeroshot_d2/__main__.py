@@ -18,7 +18,7 @@ def summaries() -> dict[str, str]:
     found = {}
     for module in pkgutil.iter_modules(commands.__path__):
         source = Path(commands.__path__[0], f"{module.name}.py").read_text(encoding="utf-8")
-        found[module.name] = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+        found[module.name.replace("_", "-")] = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
     return found
 
 
@@ -26,7 +26,7 @@ def find_verb(name: str, arguments: Sequence[str] = ()) -> Callable[[Sequence[st
     """The function of a verb, of the project or of a system that is registered or that ``arguments`` --import; None if there
     is none."""
     if name in summaries():
-        return importlib.import_module(f"{commands.__name__}.{name}").main
+        return importlib.import_module(f"{commands.__name__}.{name.replace('-', '_')}").main
     from .cli import peek
     from .system import all_systems, resolve
 
@@ -38,7 +38,7 @@ def find_verb(name: str, arguments: Sequence[str] = ()) -> Callable[[Sequence[st
 
 
 def usage() -> str:
-    lines = [f"  {verb:<10} {text}" for verb, text in summaries().items()]
+    lines = [f"  {verb:<15} {text}" for verb, text in summaries().items()]
     return "\n".join(
         [
             "usage: python -m zeroshot_d2 VERB ...",

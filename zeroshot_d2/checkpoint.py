@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import zipfile
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from .frozen import FrozenRecord
 from .resume import RunState
 from .storage import PathLike, whole_file, write_text
 from .vocabulary import is_registered, split_of_dataset
-from .weights import check_checksums, check_tensors, read_weights
+from .weights import SAFETENSORS, check_checksums, check_tensors, read_texts, read_weights, write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,13 @@ RUN_ENTRY = "run"
 
 LAST_CHECKPOINT = "last_checkpoint"
 """The file that names the newest checkpoint of a folder, as in Detectron2."""
+
+FINAL, BEST, AVERAGE = "model_final", "model_best", "model_average"
+"""Names of the files that people take away, which are written as safetensors too. No run goes on from the last two, which
+hold weights alone."""
+
+MODEL_FILE = f"model{SAFETENSORS}"
+"""The weights of a model's folder, see :mod:`zeroshot_d2.pretrained`."""
 
 
 # -------------------------------------------------------------------------------------------------------- knowledge
@@ -147,7 +155,7 @@ def read_checkpoint(path: PathLike, *, mapped: bool = False) -> dict[str, Any]:
     """The entries of a checkpoint, weights on the CPU; no code in it is run.
 
     Args:
-        path: a .pth file.
+        path: a .pth file, or one of safetensors, which holds the model and its record alone.
         mapped: leave the weights on the disk until they are used.
 
     Raises:
@@ -155,6 +163,8 @@ def read_checkpoint(path: PathLike, *, mapped: bool = False) -> dict[str, Any]:
         ValueError: it is no checkpoint or damaged; the file is named, with the way out.
     """
     content = read_weights(path, mapped=mapped)
+    if Path(path).suffix == SAFETENSORS:
+        content = {"model": content, **_record_text(read_texts(path), path)}
     if not isinstance(content.get("model", {}), dict):
         kind = type(content["model"]).__name__
         raise ValueError(f"the checkpoint {path} holds a {kind} as its model, not named weights: take another one")
@@ -178,16 +188,45 @@ def read_record(path: PathLike) -> ModelRecord | None:
     return _record_in(read_checkpoint(path, mapped=True), path)
 
 
+def _record_text(texts: Mapping[str, str], path: PathLike) -> dict[str, Any]:
+    """The record among the texts of a file of safetensors, as an entry; none where it has none."""
+    try:
+        return {ENTRY: json.loads(texts[ENTRY])} if ENTRY in texts else {}
+    except (ValueError, RecursionError) as error:
+        raise _no_record(path, error) from error
+
+
 def _record_in(content: Mapping[str, Any], path: PathLike) -> ModelRecord | None:
     if ENTRY not in content:
         return None
     try:
         return ModelRecord.from_dict(content[ENTRY])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"the record in the checkpoint {path} is not one that this version writes ({type(error).__name__}: {error}): "
-            "take the file as it was written"
-        ) from error
+        raise _no_record(path, error) from error
+
+
+def _no_record(path: PathLike, error: Exception) -> ValueError:
+    return ValueError(
+        f"the record in the checkpoint {path} is not one that this version writes ({type(error).__name__}: {error}): "
+        "take the file as it was written"
+    )
+
+
+def write_model(path: PathLike, weights: Mapping[str, torch.Tensor], record: ModelRecord | None) -> None:
+    """Write weights as safetensors with their record in the header, as JSON.
+
+    Raises:
+        OSError: as :func:`zeroshot_d2.weights.write_safetensors`.
+    """
+    write_safetensors(path, weights, {} if record is None else {ENTRY: json.dumps(record.to_dict(), ensure_ascii=False)})
+
+
+def weights_in(folder: PathLike) -> Path:
+    """The file that the model of a folder is loaded from, there or not: model.safetensors of one that was saved, else
+    model_final.pth of a run, else model_final.safetensors."""
+    usual = Path(folder) / f"{FINAL}.pth"
+    files = (Path(folder) / MODEL_FILE, usual, usual.with_suffix(SAFETENSORS))
+    return next((file for file in files if file.is_file()), usual)
 
 
 def read_run(path: PathLike) -> RunState | None:
@@ -201,10 +240,6 @@ def read_run(path: PathLike) -> RunState | None:
         return RunState.from_dict(content[RUN_ENTRY]) if RUN_ENTRY in content else None
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the settings in the checkpoint {path} are not as this version writes them: {error}") from error
-
-
-BEST, AVERAGE = "model_best", "model_average"
-"""Names of files that hold weights alone, from which no run goes on."""
 
 
 def checkpoints_in(folder: PathLike) -> list[Path]:
@@ -329,7 +364,10 @@ class Checkpointer(DetectionCheckpointer):
         self.record, self.run, self.keep = record, run, keep
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``save_dir/name.pth`` and name it in ``last_checkpoint``; on the main process only."""
+        """Write ``save_dir/name.pth`` and name it in ``last_checkpoint``; on the main process only.
+
+        Beside :data:`FINAL` the weights are also written as safetensors; so they are by :meth:`save_weights`.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         state = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
@@ -349,6 +387,9 @@ class Checkpointer(DetectionCheckpointer):
 
     def _write(self, name: str, state: Mapping[str, Any]) -> Path:
         data = {"model": self.model.state_dict(), **state}
+        if name in (FINAL, BEST, AVERAGE):
+            # First, so that it is there whenever the other is: no resumed run writes it again.
+            write_model(Path(self.save_dir) / f"{name}{SAFETENSORS}", data["model"], self.record)
         if self.record is not None:
             data[ENTRY] = self.record.to_dict()
         file = Path(self.save_dir) / f"{name}.pth"

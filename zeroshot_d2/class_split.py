@@ -7,6 +7,7 @@ bias correction, metrics) asks it.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -23,6 +24,8 @@ Names = Literal["released", "reworded"]
 """Which texts stand for the classes: those of the data set's release, unchanged, or the prompts."""
 
 _FIELDS = ("names", "unseen", "prompts", "aliases", "released")
+
+_WEIGHTED = re.compile(r"(.*\S)\s*\*\s*(\d+(?:\.\d+)?)")
 
 BoolArray = npt.NDArray[np.bool_]
 IndexArray = npt.NDArray[np.int64]
@@ -52,6 +55,27 @@ def comparable(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text.replace("_", " ").casefold()).split())
 
 
+def weighted_texts(prompt: str) -> list[tuple[str, float]]:
+    """The texts of a prompt, which are separated by ``|``, and their weights: "tree *2|bush" has 2 and 1.
+
+    Raises:
+        ValueError: a weight is 0.
+    """
+    found = []
+    for text in filter(str.strip, prompt.split("|")):
+        match = _WEIGHTED.fullmatch(text.strip())
+        name, weight = (text.strip(), 1.0) if match is None else (match[1], float(match[2]))
+        if weight == 0:
+            raise ValueError(f"the prompt {prompt!r} gives {name!r} the weight 0: leave it out")
+        found.append((name, weight))
+    return found
+
+
+def first_text(prompt: str) -> str:
+    """The first of its texts, by which a class of one's own is displayed; "" where there is none."""
+    return next((text for text, _ in weighted_texts(prompt)), "")
+
+
 @dataclass(frozen=True)
 class ClassSplit:
     """An ordered vocabulary of K classes and its division into seen and unseen.
@@ -60,7 +84,8 @@ class ClassSplit:
         names: display names in vocabulary order; index k of any score map means ``names[k]``.
         unseen: those names that a model must not be trained on.
         prompts: the text that goes into the templates, one per name; synonyms are separated by ``|``, and the
-            prototype of a class is the mean over them. Empty: the names themselves.
+            prototype of a class is the mean over them, weighted where they have weights, see :func:`weighted_texts`.
+            Empty: the names themselves.
         aliases: what other data sets call each class ("sofa" is "couch" elsewhere), one per name, separated by ``|``,
             possibly empty; never embedded, only asked by :meth:`trained_mask`.
         released: what a data set's release calls each class, where that is not a good prompt: one text per name, unchanged,
@@ -118,8 +143,13 @@ class ClassSplit:
 
     @property
     def synonyms(self) -> tuple[tuple[str, ...], ...]:
-        """The prompt texts of each class, split at ``|``: K tuples, none of them empty."""
-        return tuple(tuple(s.strip() for s in prompt.split("|") if s.strip()) for prompt in self.prompts)
+        """The prompt texts of each class, without weights: K tuples, none of them empty."""
+        return tuple(tuple(text for text, _ in weighted_texts(prompt)) for prompt in self.prompts)
+
+    def composed_prompts(self, names: Names) -> dict[str, str]:
+        """{class: prompt} of those that have several texts, or one with a weight; ``names`` as for :meth:`prompts_for`."""
+        prompts = zip(self.names, self.prompts_for(names), strict=True)
+        return {name: prompt for name, prompt in prompts if weighted_texts(prompt) != [(prompt.strip(), 1.0)]}
 
     @property
     def seen(self) -> tuple[str, ...]:

@@ -1,14 +1,15 @@
 """The one command line: what every command of the project takes, and the config that it gives.
 
 ``--config-file`` names a file, or where there is none an installed config such as ``coco/alignzeg.yaml``; ``--model FOLDER``
-a finished run. ``--import`` runs code of yours first. ``KEY VALUE`` pairs at the end of a line override the config. Whatever
-else is not understood is an error.
+a finished run or a model that was saved, ``--model hub:OWNER/NAME`` one on the Hugging Face Hub. ``--import`` runs code of
+yours first. ``KEY VALUE`` pairs at the end of a line override the config. Whatever else is not understood is an error.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import importlib
 import re
 import sys
@@ -19,9 +20,10 @@ from typing import Any, NoReturn
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from .checkpoint import refuse_address
+from .checkpoint import refuse_address, weights_in
 from .class_split import ClassSplit
-from .config_file import merge, read_config
+from .config_file import BESIDE, merge, path_beside, read_config
+from .hub import find_model, is_hub_id
 from .predictor import Predictor
 from .ranges import check_ranges
 from .system import System, find_system, import_module
@@ -142,7 +144,7 @@ def load_config(
     version = content.get("VERSION", cfg.VERSION)
     if version != cfg.VERSION:
         raise ValueError(f"the config {path} has VERSION {version!r}: write VERSION: {cfg.VERSION}")
-    optional = {key for key, value in _leaves(cfg) if value is None}
+    optional = {key for key, value in leaves(cfg) if value is None}
     try:
         merge(cfg, content)
     except _BAD_VALUES as error:
@@ -155,9 +157,11 @@ def load_config(
             cfg.merge_from_list([key, value])
         except _BAD_VALUES as error:
             raise ValueError(f"{key} {value}: {_explained(error, cfg)}") from error
-    for key, value in _leaves(cfg):
+    for key, value in list(leaves(cfg)):
         if value is None and key not in optional:
             raise ValueError(f"{key} has no value: give it one, or leave the key out")
+        if isinstance(value, str) and value.startswith(BESIDE):
+            cfg.merge_from_list([key, str(path_beside(path, key, value))])
     if weights:
         cfg.MODEL.WEIGHTS = str(weights)
     check_ranges(cfg)
@@ -203,14 +207,14 @@ def _explained(error: BaseException, cfg: CfgNode) -> str:
 
 def config_keys(cfg: CfgNode) -> set[str]:
     """All keys of a config, with their sections: "SOLVER.BASE_LR"."""
-    return {key for key, _ in _leaves(cfg)}
+    return {key for key, _ in leaves(cfg)}
 
 
-def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys and values."""
+def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a config with their sections, and their values."""
     for name, value in cfg.items():
         if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -300,8 +304,14 @@ def peek(argv: Sequence[str] | None) -> argparse.Namespace:
 def system_of(args: argparse.Namespace) -> System | None:
     """The system of ``--model`` or ``--config-file``; None where neither is given."""
     if getattr(args, "model", None) is not None:
-        return system_of_config(find_config(Path(args.model) / "config.yaml"))
+        folder = _fetched(str(args.model)) if is_hub_id(args.model) else Path(args.model)
+        return system_of_config(find_config(folder / "config.yaml"))
     return system_of_config(find_config(args.config_file)) if args.config_file else None
+
+
+@functools.cache  # one commit for the whole of a command, which asks several times
+def _fetched(model: str) -> Path:
+    return find_model(model)
 
 
 def which_model(prefix: str = "") -> str:
@@ -312,14 +322,15 @@ def which_model(prefix: str = "") -> str:
 def add_model_arguments(parser: argparse.ArgumentParser, prefix: str = "") -> None:
     """Which model: ``--model FOLDER``, or ``--config-file`` and ``--weights``; ``prefix`` as in ``--compare-model``."""
     parser.add_argument(
-        f"--{prefix}model", type=Path, metavar="FOLDER", help="a finished run: its config.yaml and model_final.pth"
+        f"--{prefix}model",
+        type=Path,
+        metavar="FOLDER",
+        help="a finished run, a model that was saved, or hub:OWNER/NAME[@REVISION] on the Hugging Face Hub",
     )
     parser.add_argument(
         f"--{prefix}config-file", metavar="FILE", help="a config: a path, or a name such as coco/alignzeg.yaml"
     )
-    parser.add_argument(
-        f"--{prefix}weights", metavar="FILE", help="a checkpoint; default: model_final.pth in the run's folder"
-    )
+    parser.add_argument(f"--{prefix}weights", metavar="FILE", help="a checkpoint; default: the model's own in its folder")
 
 
 def model_config(args: argparse.Namespace, prefix: str = "", opts: Sequence[object] | None = None) -> CfgNode:
@@ -328,20 +339,24 @@ def model_config(args: argparse.Namespace, prefix: str = "", opts: Sequence[obje
     Raises:
         FileNotFoundError: the folder, the config or the weights do not exist.
         ValueError: no model is named, or as :func:`load_config`.
+        OSError: a model on the Hub cannot be fetched.
     """
     folder, config, weights = (
         getattr(args, f"{prefix.replace('-', '_')}{key}") for key in ("model", "config_file", "weights")
     )
     if folder is None and config is None:
         raise ValueError(which_model(prefix))
-    if folder is not None and not folder.is_dir():
-        raise FileNotFoundError(f"--{prefix}model {folder} is no folder (looked for it from {Path.cwd()})")
+    if folder is not None:
+        try:
+            folder = _fetched(str(folder)) if is_hub_id(folder) else find_model(folder)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"--{prefix}model {error}") from error
     path = find_config(folder / "config.yaml") if config is None else find_config(config)
     cfg = load_config(path, args.opts if opts is None else opts)
     if weights is None and folder is None and cfg.MODEL.WEIGHTS:
         weights = cfg.MODEL.WEIGHTS
     refuse_address(f"--{prefix}weights", weights)
-    weights = (Path(cfg.OUTPUT_DIR) if folder is None else folder) / "model_final.pth" if weights is None else Path(weights)
+    weights = weights_in(cfg.OUTPUT_DIR if folder is None else folder) if weights is None else Path(weights)
     if not weights.is_file():
         raise FileNotFoundError(f"--{prefix}weights {weights} do not exist (looked for them from {Path.cwd()})")
     cfg.MODEL.WEIGHTS = str(weights)

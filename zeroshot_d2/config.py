@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 
 from .images import MAX_PIXELS
+from .precision import PRECISIONS
 from .ranges import choice, declare, device, each, folder, number, optional, registered, text, whole
 
 
@@ -70,6 +71,11 @@ def add_trainer_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = ""
     # With BEST_METRIC: the training stops after so many evaluations without a better one; 0: never.
     cfg.TEST.PATIENCE = 0
+    # At test time networks compute in "float32", or mixed with "bfloat16" or "float16" (CUDA devices only); class scores and
+    # masks at full size are float32 in any case.
+    cfg.TEST.PRECISION = "float32"
+    # torch.compile for the parts of a model that list themselves for it; needs a C++ compiler, and minutes at the start.
+    cfg.MODEL.COMPILE = False
     # Save what evaluation predicts below OUTPUT_DIR/predictions: "labels", "scores" or "json"; "": nothing.
     cfg.TEST.SAVE_PREDICTIONS = ""
 
@@ -90,6 +96,7 @@ declare(
         "TEST.EVAL_PERIOD": whole(0),
         "TEST.IMS_PER_BATCH": whole(1),
         "TEST.PATIENCE": whole(0),
+        "TEST.PRECISION": choice(*PRECISIONS),
         "TEST.SAVE_PREDICTIONS": choice("", "labels", "scores", "json"),
         "TEST.PRECISE_BN.ENABLED": choice(False),  # no system has batch norm
         "OUTPUT_DIR": folder(),

@@ -17,6 +17,9 @@ from detectron2.config import CfgNode
 
 from .storage import PathLike, read_text
 
+BESIDE = "folder:"
+"""How the value of a key begins that names a file in the folder of its config, wherever that lies."""
+
 _BASE = "_BASE_"
 _KEY = re.compile(r"[A-Za-z_]\w*")
 _MOST_VALUES = 100_000  # of a config there are some 500; a few aliases can stand for more than fit in memory
@@ -120,3 +123,28 @@ def _lay_over(upper: Mapping[str, Any], lower: dict[str, Any], file: Path, secti
 def merge(cfg: CfgNode, content: Mapping[str, Any]) -> None:
     """Set the keys of ``cfg`` to what :func:`read_config` returned; errors as yacs raises them."""
     cfg.merge_from_other_cfg(CfgNode(dict(content)))
+
+
+def path_beside(config: PathLike, key: str, value: str) -> Path:
+    """The file that a value such as ``folder:word_vectors.npz`` names.
+
+    Args:
+        config: the file that has it.
+        key: whose value it is.
+        value: beginning with :data:`BESIDE`.
+
+    Raises:
+        FileNotFoundError: it is not there; the key under which its path can be given is named.
+        ValueError: it is no name of a file, but leads elsewhere.
+    """
+    folder, name = Path(config).parent, value.removeprefix(BESIDE)
+    if not name or name in (".", "..") or re.search(r"[/\\:]", name):
+        raise ValueError(
+            f"the config {os.fspath(config)}: {key} {value!r} names no file in the config's own folder: correct it"
+        )
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"the model in {folder} needs the file {name}, which is not part of it: give its path as `{key} PATH` "
+            f"(README.md in that folder says which file it is)"
+        )
+    return folder / name

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -132,6 +133,15 @@ def image_size(path: PathLike, *, max_pixels: int = MAX_PIXELS, formats: Sequenc
     return _read(path, "image", size, max_pixels, formats)
 
 
+def stored_orientation(path: PathLike) -> int:
+    """EXIF's number of how the pixels of a file are turned, from the header alone; 1: they are upright.
+
+    Raises:
+        FileNotFoundError, UnreadableImage: as :func:`read_image`.
+    """
+    return _read(path, "image", _orientation, sys.maxsize, None)
+
+
 def check_image_array(image: Any, order: str) -> ImageArray:
     """The array itself if it is (H, W, 3) uint8; ``order`` says the order of its channels.
 
@@ -214,6 +224,7 @@ def _read(
                 raise UnreadableImage(
                     f"{what} {name} has {width} x {height} pixels, more than {max_pixels:,}: make it smaller, or "
                     "raise the limit (INPUT.MAX_PIXELS in a config, --max-pixels on the command line)"
+                    + ("; `predict --stream` segments TIFF of any size" if image.format == "TIFF" else "")
                 )
             return convert(image)
     except UnreadableImage:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
@@ -21,9 +21,10 @@ from detectron2.modeling import build_model
 from PIL import Image, ImageOps
 
 from .checkpoint import Checkpointer, Knowledge, refuse_address
-from .class_split import ClassSplit
+from .class_split import ClassSplit, first_text
 from .images import MAX_PIXELS, ImageArray, UnreadableImage, check_image_array, read_image, to_rgb
 from .pictures.colors import Color, class_colors
+from .precision import compile_parts
 from .system import find_system
 from .vocabulary import VocabularyLike, as_vocabulary, is_registered
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 ImageLike = npt.NDArray[np.uint8] | Image.Image | str | os.PathLike[str]
 Result = TypeVar("Result")
+Self = TypeVar("Self", bound="Predictor[Any]")
 T = TypeVar("T")
 
 
@@ -80,11 +82,63 @@ class Predictor(Generic[Result]):
             self.cfg.MODEL.DEVICE = "cpu"
         self.cfg.freeze()
         self.model = build_model(self.cfg).eval()
+        compile_parts(self.model, self.cfg)
         Checkpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
         knowledge = Knowledge.of_config(self.cfg)
         self.trained = knowledge.trained
         self.default_vocabulary = knowledge.vocabulary
         self._vocabulary = None if knowledge.vocabulary is None else knowledge.vocabulary.with_unseen(self.trained)
+
+    # ---- a model as one folder ----
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        model: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str | None = None,
+        opts: Sequence[object] = (),
+        batch_size: int | None = None,
+    ) -> Self:
+        """The predictor of a model that was saved as one folder, here or on the Hugging Face Hub, or of a finished run.
+
+        ``Predictor.from_pretrained`` finds the class that fits the model.
+
+        Args:
+            model: a folder, or ``hub:OWNER/NAME[@REVISION]``. Nothing is fetched for a name that is not spelt so.
+            revision: on the Hub: a branch, a tag or a commit.
+            device: such as "cuda:1"; by default the config's, or the CPU where there is no GPU.
+            opts: KEY, VALUE, KEY, VALUE, ... over the folder's config, such as the path of a CLIP that it does not contain.
+            batch_size: images that run together.
+
+        Raises:
+            FileNotFoundError: there is no such folder or it lacks a file, or a file that the model needs is not there.
+            ValueError: the model is of another system than this class is for; its config, weights or frozen parts are not
+                those that it was saved with.
+            OSError: the Hub has no such model, or cannot be reached.
+        """
+        from .pretrained import config_of  # which imports the whole of the command line
+
+        cfg = config_of(model, revision=revision, device=device, opts=opts)
+        fitting = find_system(cfg.MODEL.META_ARCHITECTURE).part("predictor")
+        if not issubclass(cls, fitting) and not issubclass(fitting, cls):
+            raise ValueError(
+                f"{os.fspath(model)} holds a model of {cfg.MODEL.META_ARCHITECTURE}, which {cls.__name__} does not run: use "
+                f"{fitting.__name__}, or Predictor, which finds the class that does"
+            )
+        return (cls if issubclass(cls, fitting) else fitting)(cfg, batch_size)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        license: str | None = None,
+        results: str | os.PathLike[str] | None = None,
+    ) -> Path:
+        """Write the model as one folder, which :meth:`from_pretrained` reads; see :func:`zeroshot_d2.pretrained.save`."""
+        from .pretrained import save
+
+        return save(self, folder, license=license, results=results)
 
     # ---- vocabularies ----
     @property
@@ -123,7 +177,7 @@ class Predictor(Generic[Result]):
         split = self.default_vocabulary if names is None else as_vocabulary(names)
         if split is None:
             raise ValueError("there is no vocabulary to go back to: DATASETS.TEST is empty")
-        return split.with_unseen(self.trained, [name.split("|")[0].strip() for name in unseen or ()])
+        return split.with_unseen(self.trained, [first_text(name) for name in unseen or ()])
 
     @property
     def colors(self) -> list[Color]:

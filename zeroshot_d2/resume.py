@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # Keys that may differ: they change where and for how long a run trains, what it writes and how it is tested, but neither
 # its samples nor its steps.
 HARMLESS = (
-    *("VERSION", "OUTPUT_DIR", "VIS_PERIOD", "CUDNN_BENCHMARK", "MODEL.DEVICE", "MODEL.WEIGHTS"),
+    *("VERSION", "OUTPUT_DIR", "VIS_PERIOD", "CUDNN_BENCHMARK", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.COMPILE"),
     *("DATALOADER.NUM_WORKERS", "DATASETS.TEST", "TEST.*", "MODEL.*.TEST.*"),
     *("INPUT.*_TEST", "INPUT.MAX_PIXELS", "INPUT.SKIP_UNREADABLE"),
     *("SOLVER.MAX_ITER", "SOLVER.MAX_EPOCHS", "SOLVER.CHECKPOINT_*", "SOLVER.WANDB_PROJECT"),

@@ -34,6 +34,7 @@ class Task:
             * "predictor": class, (cfg, batch_size) -> callable on images;
             * "writer": class that writes the predictor's results to files;
             * "referee": class that scores saved predictions, see :mod:`zeroshot_d2.referee`;
+            * "calibrator": class that chooses thresholds, see :class:`zeroshot_d2.thresholds.Calibrator`;
             * "figures": {name: :class:`zeroshot_d2.commands.figures.Figure`}.
     """
 
@@ -53,6 +54,7 @@ TASKS: Mapping[str, Task] = {
             "predictor": "zeroshot_d2.segmentation.predictor:SegmentationPredictor",
             "writer": "zeroshot_d2.segmentation.writer:SegmentationWriter",
             "referee": "zeroshot_d2.segmentation.referee:SegmentationReferee",
+            "calibrator": "zeroshot_d2.segmentation.calibration:Calibrator",
             "figures": "zeroshot_d2.segmentation.figures:FIGURES",
         },
     ),
@@ -66,6 +68,7 @@ TASKS: Mapping[str, Task] = {
             "predictor": "zeroshot_d2.multilabel.predictor:TagPredictor",
             "writer": "zeroshot_d2.multilabel.writer:TagWriter",
             "referee": "zeroshot_d2.multilabel.referee:MultiLabelReferee",
+            "calibrator": "zeroshot_d2.multilabel.calibration:Calibrator",
             "figures": "zeroshot_d2.multilabel.figures:FIGURES",
         },
     ),

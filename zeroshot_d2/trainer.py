@@ -22,6 +22,7 @@ from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
     MapDataset,
+    MetadataCatalog,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -36,8 +37,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .best_model import KeepBest, WeightAverage, frozen_by_name, should_stop
-from .checkpoint import AVERAGE, Checkpointer, ModelRecord, read_run
+from .checkpoint import AVERAGE, FINAL, Checkpointer, ModelRecord, read_run
 from .metrics import numbers_only
+from .precision import compile_parts
 from .processes import use_served_forks
 from .progress import ProgressLine, WandbWriter
 from .resume import RunState, check_resumed
@@ -155,9 +157,9 @@ class Trainer(DefaultTrainer):
         self.checkpointer.load(str(newest))
         # The checkpoint stores the iteration that was just finished.
         self.start_iter = self.iter + 1
-        if self.start_iter >= self.max_iter and newest.stem != "model_final":
+        if self.start_iter >= self.max_iter and newest.stem != FINAL:
             # Killed between the last periodic checkpoint and the final one, which no further step would write.
-            self.checkpointer.save("model_final", iteration=self.iter)
+            self.checkpointer.save(FINAL, iteration=self.iter)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As Detectron2's; after a forced resumption the optimiser keeps the settings of this run's config."""
@@ -193,8 +195,16 @@ class Trainer(DefaultTrainer):
     def after_step(self) -> None:
         super().after_step()
         if self._enough and self.iter + 1 < self.max_iter:
-            self.checkpointer.save("model_final", iteration=self.iter)
+            self.checkpointer.save(FINAL, iteration=self.iter)
             raise _Enough
+
+    def after_train(self) -> None:
+        """As Detectron2's, but where the last step failed nothing is evaluated: the other processes would be waited for."""
+        ended_well = self.iter >= self.max_iter
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if ended_well or not isinstance(hook, hooks.EvalHook):
+                hook.after_train()
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's, with a line of progress that says images per second, and Weights & Biases if a project is named."""
@@ -208,6 +218,13 @@ class Trainer(DefaultTrainer):
     def run_step(self) -> None:
         seed_iteration(self.cfg.SEED, self.iter)
         super().run_step()
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> Any:
+        """As Detectron2's, compiled where MODEL.COMPILE says so."""
+        model = super().build_model(cfg)
+        compile_parts(model, cfg)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -274,7 +291,7 @@ class Trainer(DefaultTrainer):
 
         Returns:
             {dataset: metrics} on the main process, {} on the others; "model" among the metrics is the model's
-            ``result_facts``.
+            ``result_facts``, and "prompts" those of the classes that have several texts or weights.
         """
         if evaluators is not None and not isinstance(evaluators, list):
             evaluators = [evaluators]
@@ -291,10 +308,11 @@ class Trainer(DefaultTrainer):
         for names in cls._test_groups(cfg):
             reports = cls._evaluate(cfg, model, names, [evaluator_of[name] for name in names])
             if comm.is_main_process():
-                found |= {
-                    name: {**report, "model": facts} if facts else report
-                    for name, report in zip(names, reports, strict=True)
-                }
+                for name, report in zip(names, reports, strict=True):
+                    found[name] = {**report, "model": facts} if facts else report
+                    prompts = _composed_prompts(name, facts)
+                    if prompts:
+                        found[name]["prompts"] = prompts
         results = {name: found[name] for name in cfg.DATASETS.TEST if name in found}
         if comm.is_main_process() and cfg.OUTPUT_DIR:
             write_json(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, results)
@@ -333,6 +351,12 @@ class Trainer(DefaultTrainer):
                 details = next(iter(result.values())) if len(result) == 1 else result
             reports.append(details)
         return reports
+
+
+def _composed_prompts(dataset_name: str, facts: Mapping[str, Any] | None) -> dict[str, str]:
+    """The prompts of a data set's classes that are more than one text, as the model was told them."""
+    split = MetadataCatalog.get(dataset_name).get("class_split")
+    return {} if split is None else split.composed_prompts((facts or {}).get("class_names", "reworded"))
 
 
 def _test_records(dataset_name: str) -> Any:

@@ -15,12 +15,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from .precision import PRECISIONS
 from .stopping import check_finite
 from .training_stream import Sample, TrainingLoader
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class TrainingStep(SimpleTrainer):

@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .class_split import ClassSplit, comparable
+from .class_split import ClassSplit, comparable, first_text
 from .storage import read_lines
 
 VocabularyLike = ClassSplit | Iterable[str]
@@ -25,7 +25,8 @@ _WRAPPED = re.compile(r"""^[\["'{(<].*|.*[]"'})>,:]$|^[-*\u2022]\s.*""")
 
 
 def vocabulary_from_names(names: Iterable[str]) -> ClassSplit:
-    """Your own vocabulary; a name may list synonyms ("tree|bush"), of which the first is displayed.
+    """Your own vocabulary; a name may list synonyms ("tree|bush"), of which the first is displayed, with weights if you like
+    ("tree *2|bush").
 
     Raises:
         ValueError: it is empty, is one text instead of a list of names, has a name twice (also in another case or spelling),
@@ -37,7 +38,7 @@ def vocabulary_from_names(names: Iterable[str]) -> ClassSplit:
     prompts = tuple(names)
     for name in prompts:
         _check_name(name)
-    split = ClassSplit(names=tuple(name.split("|")[0].strip() for name in prompts), prompts=prompts)
+    split = ClassSplit(names=tuple(map(first_text, prompts)), prompts=prompts)
     first: dict[str, str] = {}
     for name in split.names:
         other = first.setdefault(comparable(name), name)
@@ -50,7 +51,7 @@ def vocabulary_from_names(names: Iterable[str]) -> ClassSplit:
 
 def _check_name(name: object) -> None:
     """Raise ValueError where a name is nothing that a text encoder can make sense of."""
-    if not isinstance(name, str) or not name.split("|")[0].strip():
+    if not isinstance(name, str) or not name.split("|")[0].strip() or not first_text(name):
         raise ValueError(f"class names must be non-empty strings, got {name!r}")
     if len(name) > LONGEST_NAME:
         raise ValueError(f"the class {name[:40]!r}... has {len(name):,} characters: give it at most {LONGEST_NAME:,}")

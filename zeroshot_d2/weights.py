@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -10,9 +11,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from .storage import PathLike, wrong_content
+from .storage import PathLike, whole_file, wrong_content
+
+SAFETENSORS = ".safetensors"
+
+_FINGERPRINT = "zeroshot_d2.fingerprint"  # among the texts of a file of ours: what its tensors must be
 
 
 def read_weights(path: PathLike, what: str = "checkpoint", *, mapped: bool = False) -> dict[str, Any]:
@@ -21,7 +27,8 @@ def read_weights(path: PathLike, what: str = "checkpoint", *, mapped: bool = Fal
     Args:
         path: the file.
         what: what it is to the reader of a message.
-        mapped: leave the tensors on the disk until they are used; damage to them is then not noticed.
+        mapped: leave the tensors on the disk until they are used; damage to them is then not noticed. Otherwise it is, but
+            in safetensors only where :func:`write_safetensors` wrote them: the format has no checksums.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -41,8 +48,12 @@ def read_weights(path: PathLike, what: str = "checkpoint", *, mapped: bool = Fal
     if reason:
         raise ValueError(f"{name} cannot be used: {reason}")
     try:
-        if file.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(file))
+        if file.suffix == SAFETENSORS:
+            weights = dict(safetensors.torch.load_file(file))
+            expected = read_texts(file).get(_FINGERPRINT)
+            if expected is not None and not mapped and expected != fingerprint_of(weights):
+                raise ValueError(f"{file}: its tensors are not those that were written")
+            return weights
         is_archive = zipfile.is_zipfile(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and is_archive)
         if is_archive and not mapped:  # torch does not compare checksums
@@ -61,6 +72,42 @@ def read_weights(path: PathLike, what: str = "checkpoint", *, mapped: bool = Fal
     if not isinstance(content, dict):
         raise ValueError(f"{name} holds a {type(content).__name__}, not named weights: save a dictionary {{name: tensor}}")
     return content
+
+
+def read_texts(file: PathLike) -> dict[str, str]:
+    """The texts in the header of a file of safetensors, by name.
+
+    Raises:
+        SafetensorError: it is no such file, or is cut off.
+    """
+    with safe_open(file, framework="pt") as opened:
+        return dict(opened.metadata() or {})
+
+
+def write_safetensors(path: PathLike, weights: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+    """Write named tensors as safetensors, whole or not at all, with texts in the header.
+
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full.
+    """
+    # Each in memory of its own, as the format wants it: parameters may be views of one another.
+    copies = {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, value in weights.items()
+    }
+    header = {"format": "pt", **texts, _FINGERPRINT: fingerprint_of(copies)}
+    content = safetensors.torch.save(copies, metadata=header)
+    with whole_file(path) as temporary:  # save_file puts a file of its own there, which the owner alone may read
+        temporary.write_bytes(content)
+
+
+def fingerprint_of(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors (names, shapes and values), as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for key, value in sorted(weights.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        content = value.detach().cpu().contiguous()
+        digest.update(content.view(torch.uint8).numpy().data if value.ndim else str(value).encode())
+    return digest.hexdigest()
 
 
 def check_checksums(file: Path) -> None:

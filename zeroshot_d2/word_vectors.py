@@ -8,8 +8,10 @@ from __future__ import annotations
 import functools
 import gzip
 import logging
+import os
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -18,14 +20,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .class_split import weighted_texts
 from .label_embeddings import Embedded, LabelEmbeddings
-from .storage import DAMAGED_ARCHIVE, PathLike, datasets_root, file_sha256, wrong_content
+from .storage import DAMAGED_ARCHIVE, PathLike, datasets_root, file_sha256, whole_file, wrong_content
 
 logger = logging.getLogger(__name__)
 
 _SMALLEST_PIECE = 3  # letters of a word that a compound may be cut into
 _JOINERS = "\u200c\u200d"  # within words of Indic scripts
 _RULES = "2"  # counted up when other vectors come out of the same file: part of the cache's key
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Where an ``.npz`` with the vectors of some labels comes from.
+
+    Args:
+        source: name of the whole file.
+        sha256: of the whole file.
+        labels: the texts that have the vectors which the whole file gives them; any other may have a worse one.
+    """
+
+    source: str
+    sha256: str
+    labels: tuple[str, ...]
 
 
 class WordVectorEmbeddings(LabelEmbeddings):
@@ -39,6 +57,13 @@ class WordVectorEmbeddings(LabelEmbeddings):
     nothing. One that is not there is the mean of its words; a word that is not there is taken in the singular, and else as
     the mean of the known words of at least three letters that it is composed of ("goldengate"). Labels that were put
     together are logged.
+
+    An excerpt, see :func:`write_excerpt`, stands for the whole file and takes the labels that it was made for alone.
+
+    Attributes:
+        given: the file, as it was given.
+        file: where it is.
+        weights_hash: SHA-256 of the file, or of the whole one where it is an excerpt.
     """
 
     def __init__(self, file: PathLike, kept: int = 16, *, unit_length: bool = True) -> None:
@@ -50,10 +75,13 @@ class WordVectorEmbeddings(LabelEmbeddings):
 
         Raises:
             FileNotFoundError: there is no such file.
+            ValueError: it is a damaged excerpt.
         """
+        self.given = os.fspath(file)
         self.file = _find_word_vectors(Path(file).expanduser())
         self.unit_length = unit_length
-        self.weights_hash = file_sha256(self.file)
+        self.excerpt = _read_excerpt(self.file) if self.file.suffix.lower() == ".npz" else None
+        self.weights_hash = file_sha256(self.file) if self.excerpt is None else self.excerpt.sha256
         length = "unit" if unit_length else "raw"
         super().__init__(source=f"words {_RULES} {length} {self.weights_hash}", templates=(), kept=kept)
 
@@ -65,15 +93,17 @@ class WordVectorEmbeddings(LabelEmbeddings):
         """
         if not prompts:
             raise ValueError("the vocabulary is empty: give at least one class name")
-        synonyms = [[text.strip() for text in prompt.split("|") if text.strip()] for prompt in prompts]
-        wanted = {spelling for texts in synonyms for text in texts for spelling in _all_spellings(text)}
-        vectors = read_word_vectors(self.file, wanted)
+        weighted = [weighted_texts(prompt) for prompt in prompts]
+        synonyms = [[text for text, _ in of_prompt] for of_prompt in weighted]
+        self._check_covered(text for texts in synonyms for text in texts)
+        vectors = read_word_vectors(self.file, _wanted(text for texts in synonyms for text in texts))
         embeddings: list[np.ndarray] = []
         unknown: list[str] = []
         zero: list[str] = []
         composed: list[str] = []
-        for prompt, texts in zip(prompts, synonyms, strict=True):
-            found = {text: _words_of(text, vectors) for text in texts}
+        for prompt, of_prompt in zip(prompts, weighted, strict=True):
+            found = {text: _words_of(text, vectors) for text, _ in of_prompt}
+            weights = [weight for text, weight in dict(of_prompt).items() if found[text][0]]
             if not any(words for words, _ in found.values()):
                 unknown.append(prompt)
                 continue
@@ -81,7 +111,7 @@ class WordVectorEmbeddings(LabelEmbeddings):
             rows = [np.mean([vectors[word] for word in words], axis=0) for words, _ in found.values() if words]
             if self.unit_length:
                 rows = [row / max(np.linalg.norm(row), 1e-12) for row in rows]
-            embeddings.append(np.mean(rows, axis=0))
+            embeddings.append(np.average(rows, axis=0, weights=weights))
             if not np.linalg.norm(embeddings[-1]) > 1e-6:
                 zero.append(prompt)
         if unknown:
@@ -101,6 +131,22 @@ class WordVectorEmbeddings(LabelEmbeddings):
             else ""
         )
         return Embedded(F.normalize(stacked, dim=-1) if self.unit_length else stacked, note)
+
+    def _check_covered(self, texts: Iterable[str]) -> None:
+        if self.excerpt is None:
+            return
+        asked = _wanted(self.excerpt.labels)
+        others = [text for text in texts if not asked.issuperset(_all_spellings(text))]
+        if others:
+            raise ValueError(
+                f"{self.file} is an excerpt of {self.excerpt.source} for {len(self.excerpt.labels)} labels, and "
+                f"{others[:20]} are not among them: give the path of {self.excerpt.source} as LABEL_EMBEDDINGS.FILE"
+            )
+
+
+def _wanted(texts: Iterable[str]) -> set[str]:
+    """Everything that is looked up for some texts."""
+    return {spelling for text in texts for spelling in _all_spellings(text)}
 
 
 def centred(vectors: Tensor, mean: Tensor, *, unit_length: bool = True) -> Tensor:
@@ -126,6 +172,57 @@ def read_word_vectors(file: PathLike, wanted: Collection[str]) -> dict[str, np.n
     return found
 
 
+def write_excerpt(words: WordVectorEmbeddings, labels: Iterable[str], path: PathLike) -> None:
+    """Write what a file of word vectors has for some labels as ``.npz``, to be used in its place for them.
+
+    Args:
+        words: of the file; an excerpt is copied whole.
+        labels: texts, without "|".
+        path: ending with ``.npz``.
+
+    Raises:
+        ValueError: as :func:`read_word_vectors`.
+        OSError: the file cannot be written.
+    """
+    if words.excerpt is not None:
+        content = words.file.read_bytes()
+        with whole_file(path) as temporary:
+            temporary.write_bytes(content)
+        return
+    texts = sorted(set(labels))
+    found = read_word_vectors(words.file, _wanted(texts))
+    with whole_file(path) as temporary:
+        np.savez_compressed(
+            temporary,
+            names=np.array(list(found)),
+            vectors=np.stack(list(found.values())),
+            source=np.array(words.file.name),
+            sha256=np.array(words.weights_hash),
+            labels=np.array(texts),
+        )
+
+
+def _read_excerpt(path: Path) -> Excerpt | None:
+    """What an ``.npz`` says of the whole file that it is an excerpt of; None where it says nothing."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if not {"source", "sha256", "labels"} <= set(stored.files):
+                return None
+            return Excerpt(str(stored["source"]), str(stored["sha256"]), tuple(map(str, stored["labels"].tolist())))
+    except DAMAGED_ARCHIVE as error:
+        raise _damaged_npz(path, error) from error
+
+
+def _damaged_npz(path: Path, error: Exception) -> ValueError:
+    with path.open("rb") as stream:
+        reason = wrong_content(stream.read(64))
+    return ValueError(
+        f"{path}: {reason}"
+        if reason
+        else f"{path} is damaged or holds Python objects, which are not read ({error}): save names as an array of dtype str"
+    )
+
+
 def _read_npz(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -135,13 +232,7 @@ def _read_npz(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
     except DAMAGED_ARCHIVE as error:
         if str(error).startswith(str(path)):
             raise
-        with path.open("rb") as stream:
-            reason = wrong_content(stream.read(64))
-        if reason:
-            raise ValueError(f"{path}: {reason}") from error
-        raise ValueError(
-            f"{path} is damaged or holds Python objects, which are not read ({error}): save names as an array of dtype str"
-        ) from error
+        raise _damaged_npz(path, error) from error
     if names.dtype.kind != "U" or table.dtype.kind not in "fiu":
         raise ValueError(
             f'{path}: "names" must be an array of texts and "vectors" one of numbers, got {names.dtype} and {table.dtype}'

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zeroshot_d2.clip.towers import VisionTower, resize_positions, tower_of, with_unrotated
 
 
 class ClipImageEncoder(nn.Module):
@@ -22,7 +23,7 @@ class ClipImageEncoder(nn.Module):
 
     def __init__(
         self,
-        visual: VisionTransformer,
+        visual: VisionTower,
         *,
         num_layers: int,
         tap: int = 0,
@@ -32,10 +33,11 @@ class ClipImageEncoder(nn.Module):
         prompt_dropout: float = 0.0,
         train_positions: bool = False,
         position_mode: str = "bicubic",
+        checkpoint_activations: bool = False,
     ) -> None:
         """
         Args:
-            visual: open_clip's vision transformer; its stem and first blocks are used as they are.
+            visual: open_clip's image tower with [CLS]; its stem and first blocks are used as they are.
             num_layers: how many blocks run here; the semantic decoder, if there is one, has the rest.
             tap: the number of the block whose output is Z_clip, counted from 1; 0 is what enters the first block.
             num_prompts: P, learnt tokens per block.
@@ -43,12 +45,14 @@ class ClipImageEncoder(nn.Module):
             prompt_projection, prompt_dropout: what ZegCLIP does with prompts before a block reads them.
             train_positions: whether CLIP's position embeddings learn.
             position_mode: how position embeddings are brought to another grid, as for :func:`resize_positions`.
+            checkpoint_activations: of each block keep what enters it alone, and compute the rest again in the backward pass.
 
         Raises:
             ValueError: unless 0 <= tap <= num_layers <= the number of CLIP's blocks.
         """
         super().__init__()
-        blocks = visual.transformer.resblocks
+        tower = tower_of(visual)
+        blocks = tower.blocks
         if not 0 <= tap <= num_layers <= len(blocks):
             raise ValueError(
                 f"CLIP has {len(blocks)} blocks: need 0 <= TAP <= (those before the semantic decoder) <= {len(blocks)}, "
@@ -56,12 +60,13 @@ class ClipImageEncoder(nn.Module):
             )
         self.tap = tap
         self.position_mode = position_mode
-        self.patch_size: int = visual.patch_size[0]
-        self.width: int = visual.conv1.out_channels
-        self.conv1, self.ln_pre = visual.conv1, visual.ln_pre
-        self.class_embedding = visual.class_embedding
-        self.positional_embedding = visual.positional_embedding
-        self._trained_grid: tuple[int, int] = visual.grid_size
+        self.checkpoint_activations = checkpoint_activations
+        self.patch_size, self.width = tower.patch_size, tower.width
+        self.conv1, self.ln_pre = tower.patch_embedding, tower.norm_pre
+        self.class_embedding = tower.class_embedding
+        self.positional_embedding = tower.positional_embedding
+        self._trained_grid = tower.grid
+        self._run, self._rotation = tower.run, tower.rotation
         self.blocks = nn.ModuleList(blocks[:num_layers])
         for parameter in self.parameters():
             parameter.requires_grad_(False)
@@ -103,18 +108,28 @@ class ClipImageEncoder(nn.Module):
         patches = features.flatten(2).transpose(1, 2)
         cls = self.class_embedding.to(patches.dtype).expand(n, 1, -1)
         x = self.ln_pre(torch.cat([cls, patches], dim=1) + self._positions(height, width).to(patches.dtype))
+        rotation = None if self._rotation is None else self._rotation((height, width), x.device)
         found = {0: x} if 0 in taps else {}
         for number, block in enumerate(self.blocks, start=1):
-            if self.prompts is None or number > len(self.prompts):
-                x = block(x)
-            else:
+            prompts = None
+            if self.prompts is not None and number <= len(self.prompts):
                 prompts = self.prompt_dropout(self.prompt_projection(self.prompts[number - 1]))
                 prompts = prompts.to(x.dtype).expand(n, -1, -1)
-                x = block(torch.cat([x[:, :1], prompts, x[:, 1:]], dim=1))
-                x = torch.cat([x[:, :1], x[:, 1 + prompts.shape[1] :]], dim=1)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(self._block, block, x, prompts, rotation, use_reentrant=False)
+            else:
+                x = self._block(block, x, prompts, rotation)
             if number in taps:
                 found[number] = x
         return [found[tap][:, 1:].transpose(1, 2).reshape(n, channels, height, width) for tap in taps], x
+
+    def _block(self, block: nn.Module, x: Tensor, prompts: Tensor | None, rotation: Tensor | None) -> Tensor:
+        """What a block makes of [CLS] and patches (N, 1 + L, C), with prompts (N, P, C) between them if there are any."""
+        if prompts is None:
+            return self._run(block, x, rotation)
+        number = prompts.shape[1]
+        x = self._run(block, torch.cat([x[:, :1], prompts, x[:, 1:]], dim=1), with_unrotated(rotation, number))
+        return torch.cat([x[:, :1], x[:, 1 + number :]], dim=1)
 
     def _positions(self, height: int, width: int) -> Tensor:
         """(1 + h*w, C) position embeddings, interpolated where the grid is not the one CLIP was trained on."""
@@ -123,12 +138,3 @@ class ClipImageEncoder(nn.Module):
             return self.positional_embedding
         patches = resize_positions(self.positional_embedding[1:], self._trained_grid, (height, width), self.position_mode)
         return torch.cat([self.positional_embedding[:1], patches])
-
-
-def resize_positions(positions: Tensor, grid: tuple[int, int], size: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """Position embeddings (h0*w0, C) of a grid (h0, w0), interpolated to ``size`` (h, w): (h*w, C).
-
-    ``mode`` is "bicubic" or "bilinear", about the centres of the cells.
-    """
-    maps = positions.reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    return F.interpolate(maps, size=size, mode=mode, align_corners=False).flatten(2).transpose(1, 2)[0]

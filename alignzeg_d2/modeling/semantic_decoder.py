@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from fvcore.common.registry import Registry
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
+
+from zeroshot_d2.clip.towers import VisionTower, tower_of
 
 SEMANTIC_DECODER_REGISTRY = Registry("SEMANTIC_DECODER")
 SEMANTIC_DECODER_REGISTRY.__doc__ = """
-Semantic decoders: ``@configurable`` modules built as ``decoder(cfg, visual=...)`` from CLIP's vision transformer, called
+Semantic decoders: ``@configurable`` modules built as ``decoder(cfg, visual=...)`` from CLIP's image tower, called
 with CLIP's tokens (N, 1 + h*w, C), the attention bias (N, Hb, Q, H, W) and the grid (h, w), returning the proposal features
 F (N, Q, D). Their ``num_heads`` is the number of heads that a bias of its own per head has.
 """
@@ -37,7 +38,7 @@ class SemanticDecoder(nn.Module):
     def __init__(
         self,
         *,
-        visual: VisionTransformer,
+        visual: VisionTower,
         num_layers: int,
         bias_per_block: bool = False,
         learnt_scale: bool = True,
@@ -45,7 +46,7 @@ class SemanticDecoder(nn.Module):
     ) -> None:
         """
         Args:
-            visual: open_clip's vision transformer; its last blocks are used as they are.
+            visual: open_clip's image tower with [CLS]; its last blocks are used as they are.
             num_layers: how many.
             bias_per_block: whether each block has an attention bias of its own, or all share one.
             learnt_scale: whether a learnt number multiplies the bias; otherwise the bias comes scaled.
@@ -55,23 +56,23 @@ class SemanticDecoder(nn.Module):
             ValueError: CLIP has fewer blocks, none is asked for, or there is no such pooling.
         """
         super().__init__()
-        if not 1 <= num_layers <= len(visual.transformer.resblocks):
-            raise ValueError(
-                f"the semantic decoder needs 1 to {len(visual.transformer.resblocks)} of CLIP's blocks, got {num_layers}"
-            )
+        tower = tower_of(visual)
+        if not 1 <= num_layers <= len(tower.blocks):
+            raise ValueError(f"the semantic decoder needs 1 to {len(tower.blocks)} of CLIP's blocks, got {num_layers}")
         if pooling not in POOLING:
             raise ValueError(f"the bias is pooled by one of {sorted(POOLING)}, got {pooling!r}")
         self.bias_per_block, self.pool = bias_per_block, POOLING[pooling]
-        self.blocks = nn.ModuleList(visual.transformer.resblocks[len(visual.transformer.resblocks) - num_layers :])
-        self.num_heads: int = visual.transformer.resblocks[-1].attn.num_heads
-        self.ln_post, self.proj = visual.ln_post, visual.proj
+        self.blocks = nn.ModuleList(tower.blocks[len(tower.blocks) - num_layers :])
+        self.num_heads = tower.num_heads
+        self.ln_post, self.projection = tower.norm, tower.projection
+        self._run, self._attend, self._rotation = tower.run, tower.attend, tower.rotation
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         # One number that lets training set the strength of the bias against CLIP's own attention.
         self.bias_scale = nn.Parameter(torch.ones(())) if learnt_scale else None
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, visual: VisionTransformer) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, *, visual: VisionTower) -> dict[str, Any]:
         return {"visual": visual, "num_layers": cfg.MODEL.ALIGNZEG.SEMANTIC_DECODER.NUM_LAYERS}
 
     def train(self, mode: bool = True) -> SemanticDecoder:
@@ -101,12 +102,13 @@ class SemanticDecoder(nn.Module):
         mask = torch.cat([bias, alone.expand(n, heads, -1, -1)], dim=-1)  # (N, Hb, Q, L + Q)
         masks = mask.chunk(len(self.blocks), dim=1) if self.bias_per_block else [mask] * len(self.blocks)
 
+        rotation = None if self._rotation is None else self._rotation(grid, tokens.device)
         proposals = self.first_tokens(tokens[:, :1], num_queries)
         for number, (block, block_mask) in enumerate(zip(self.blocks, masks, strict=True), start=1):
-            proposals = _attend(block, proposals, tokens[:, 1:], block_mask)
+            proposals = self._attend(block, proposals, tokens[:, 1:], block_mask, rotation)
             if number < len(self.blocks):
-                tokens = block(tokens)
-        return self.ln_post(proposals) @ self.proj
+                tokens = self._run(block, tokens, rotation)
+        return self.projection(self.ln_post(proposals))
 
     def first_tokens(self, cls: Tensor, num_queries: int) -> Tensor:
         """What the proposals start from (N, Q, C): copies of [CLS], (N, 1, C)."""
@@ -129,25 +131,3 @@ POOLING: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
     "bicubic": partial(F.interpolate, mode="bicubic", align_corners=False),
 }
 """How a map (N, C, H, W) is brought to a grid (h, w)."""
-
-
-def _attend(block: ResidualAttentionBlock, proposals: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
-    """One of CLIP's blocks applied to the proposals, which see the patches and themselves.
-
-    Args:
-        proposals: (N, Q, C).
-        patches: (N, L, C).
-        mask: (N, Hb, Q, L + Q), added to the scaled products.
-    """
-    attn = block.attn
-    queries = block.ln_1(proposals)
-    seen = torch.cat([block.ln_1(patches), queries], dim=1)
-    weight_q, weight_k, weight_v = attn.in_proj_weight.chunk(3)
-    bias_q, bias_k, bias_v = attn.in_proj_bias.chunk(3)
-    q, k, v = (
-        F.linear(x, weight, bias).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-        for x, weight, bias in ((queries, weight_q, bias_q), (seen, weight_k, bias_k), (seen, weight_v, bias_v))
-    )
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype)).transpose(1, 2).flatten(2)
-    proposals = proposals + block.ls_1(attn.out_proj(attended))
-    return proposals + block.ls_2(block.mlp(block.ln_2(proposals)))

@@ -107,6 +107,7 @@ def _onnx(file: Path) -> str:
 
 _READERS: dict[str, Callable[[Path], Any]] = {
     ".pth": damage_of,
+    ".safetensors": trainings.damage_of_weights,
     ".json": lambda file: json.loads(file.read_text()) and "",
     ".yaml": lambda file: yaml.safe_load(file.read_text()) and "",
     ".png": _picture,

@@ -147,4 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _damage(output: Path) -> str:
     """What is not whole in the folder of a killed run; "" for nothing."""
-    return "; ".join(filter(None, map(damage_of, output.glob("model_*.pth"))))
+    found = [damage_of(file) for file in output.glob("model_*.pth")]
+    found += [trainings.damage_of_weights(file) for file in output.glob("model_*.safetensors")]
+    return "; ".join(filter(None, found))

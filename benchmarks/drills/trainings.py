@@ -137,6 +137,15 @@ def fingerprint(output: Path) -> str:
     return digest.hexdigest()
 
 
+def damage_of_weights(file: Path) -> str:
+    """What is wrong with a file of weights alone; "" for nothing."""
+    try:
+        read_checkpoint(file)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
     if isinstance(node, dict):
         return [leaf for key, value in node.items() for leaf in _leaves(value, f"{path}/{key}")]

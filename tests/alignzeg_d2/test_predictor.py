@@ -49,17 +49,18 @@ class TestAlignZegPredictor(PredictorContract):
 
     @staticmethod
     def numbers(result: Any) -> np.ndarray:
-        return result.best
+        return result.confidence
 
 
 def test_labels_and_best_are_those_of_the_scores(cfg, predictor):
     wide = np.concatenate([photo(0), photo(1)[:, :40]], axis=1)
-    scores = DefaultPredictor(cfg())(wide)["sem_seg"]
+    output = DefaultPredictor(cfg())(wide)
+    scores = output["sem_seg"]
     for found in (predictor(wide, scores=True), predictor(wide), predictor([wide])[0]):
-        assert found.labels.shape == found.best.shape == (64, 104)
-        assert (found.labels.dtype, found.best.dtype) == (np.int64, np.float32)
+        assert found.labels.shape == found.confidence.shape == (64, 104)
+        assert (found.labels.dtype, found.confidence.dtype) == (np.int64, np.float32)
         assert_same_labels(found.labels, scores.argmax(0), scores)
-        assert_close(found.best, scores.amax(0))
+        assert_close(found.confidence, scores.amax(0) / output["sem_seg_coverage"])
         assert found.proposals is None
 
 
@@ -94,7 +95,7 @@ def test_classes_present(predictor):
     assert sum(entry["area"] for entry in classes) == pytest.approx(1)
     for entry in classes:
         here = found.labels == entry["index"]
-        assert entry["score"] == pytest.approx(found.best[here].mean(), rel=1e-4)
+        assert entry["score"] == pytest.approx(found.confidence[here].mean(), rel=1e-4)
         assert entry["name"] == SPLIT.names[entry["index"]] and entry["unseen"] == (entry["name"] in SPLIT.unseen)
 
 

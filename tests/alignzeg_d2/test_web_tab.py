@@ -92,7 +92,7 @@ def test_a_photo_can_be_given_up_half_way(segmenter, photo):
 def test_what_is_kept_is_enough_for_another_gamma(segmenter, photo):
     found = segmenter.find(photo, segmenter.default_names, "")
     kept = found.kept()
-    assert kept.segmentation.labels.size == kept.segmentation.best.size == 0
+    assert kept.segmentation.labels.size == kept.segmentation.confidence.size == 0
     overlay, rows, summary, *_ = segmenter.show(kept, 0.2)
     expected = segmenter.show(found, 0.2)
     assert np.array_equal(overlay, expected[0]) and rows == expected[1] and summary == expected[2]
@@ -167,5 +167,31 @@ def test_a_model_without_correction(demo_cfg, demo_model: Callable[..., AlignZeg
     segmenter = Segmenter(demo_cfg(*plain, "MODEL.WEIGHTS", str(tmp_path / "model.pth")), LIMITS)
     assert segmenter.gamma is None
     _, rows, summary, heaviest, picture = segmenter.show(segmenter.find(photo, segmenter.default_names, ""), 0.0)
-    assert rows and "without a class indicator" in summary and picture is None
+    assert rows and "has no class indicator" in summary and picture is None
     assert not any("I =" in caption for _, caption in heaviest)
+
+
+def test_pixels_of_little_confidence_are_other(segmenter, photo):
+    found = segmenter.find(photo, segmenter.default_names, "")
+    confidence = np.sort(found.segmentation.confidence.ravel())
+    least = float(confidence[len(confidence) // 2])
+    _, rows, *_ = segmenter.show(found, segmenter.gamma, least)
+    (other,) = (row for row in rows if row[0] == "other")
+    assert other[1] == "" and float(other[2]) == pytest.approx(50, abs=1)
+    _, without, *_ = segmenter.show(found, segmenter.gamma, 0.0)
+    assert "other" not in [row[0] for row in without]
+    again = segmenter.show(found.kept(), segmenter.gamma, least)[1]
+    assert again == rows
+    with pytest.raises(ValueError, match="has a class 'other' already"):
+        segmenter.show(segmenter.find(photo, "cat, other", ""), OFF, least)
+
+
+def test_a_photo_that_is_seen_in_windows(trained_cfg, photo):
+    slide = ("TEST.SLIDE.ENABLED", True, "TEST.SLIDE.WINDOW", 48, "TEST.SLIDE.STRIDE", 32)
+    segmenter = Segmenter(trained_cfg(*slide), LIMITS)
+    assert segmenter.gamma is None  # there is nothing that another threshold could be tried on
+    found = segmenter.find(photo, segmenter.default_names, "")
+    assert found.segmentation.proposals is None
+    _, rows, summary, heaviest, picture = segmenter.show(found, 0.5)
+    assert [row[0].removeprefix("★ ") for row in rows] == [entry["name"] for entry in found.segmentation.classes()]
+    assert "in several windows or sizes" in summary and not heaviest and picture is None

@@ -2,7 +2,7 @@
 
 import torch
 
-from alignzeg_d2.inference import semantic_scores
+from alignzeg_d2.semantic_inference import PlacedProposals, semantic_scores
 from benchmarks.alignzeg_cost import PlainSemanticDecoder, plain_scores
 
 
@@ -19,6 +19,7 @@ def test_plain_scores_are_ours():
     generator = torch.Generator().manual_seed(0)
     probabilities = torch.rand(7, 5, generator=generator)
     mask_logits = torch.randn(7, 6, 4, generator=generator)
-    where = {"region": (6.0, 4.0), "output_size": (21, 17), "chunk_pixels": 40}
-    plain = plain_scores(probabilities, mask_logits, **where)
-    torch.testing.assert_close(plain, semantic_scores(probabilities, mask_logits, **where), rtol=1e-5, atol=1e-5)
+    found = [PlacedProposals.of_image(probabilities, mask_logits)]
+    where = {"output_size": (21, 17), "chunk_pixels": 40}
+    for plain, ours in zip(plain_scores(found, **where), semantic_scores(found, **where), strict=True):
+        torch.testing.assert_close(plain, ours, rtol=1e-5, atol=1e-5)

@@ -160,6 +160,7 @@ def test_positive_matrix():
         (f"{BACKBONE}.NAME", "demo-world-clop", "unknown CLIP 'demo-world-clop'"),
         (f"{BACKBONE}.TAP", 7, r"TAP must be 0 \(the last block\) or 1 to 6, got 7"),
         (f"{LABELS}.SOURCE", "glove", "SOURCE must be one of 'file', 'clip', got 'glove'"),
+        (f"{LABELS}.CLIP_NAME", "vit_small_patch14_dinov2", "no text tower: set SOURCE .*word vectors"),
         (f"{LABELS}.TEMPLATES", "none", "TEMPLATES must be one of .*, got 'none'"),
         ("MODEL.EPSILON.LOSS.RANK_FORM", "hinge", "'hinge'"),
         ("MODEL.EPSILON.GPA.ENCODER_HEADS", 5, "ENCODER_HEADS 5 does not divide"),
@@ -174,7 +175,9 @@ def test_broken_configs(epsilon_cfg, key, value, message):
 def test_pixel_statistics_of_other_weights_are_refused(epsilon_cfg):
     trained = (f"{BACKBONE}.PRETRAINED", "bundled")
     Epsilon(epsilon_cfg(*trained))
-    with pytest.raises(ValueError, match=r"PIXEL_MEAN is \[0.0, 0.0, 0.0\].*trained with \[122.771"):
+    with pytest.raises(
+        ValueError, match=r"PIXEL_MEAN \[0.0, 0.0, 0.0\] .*were trained with.* set MODEL.PIXEL_MEAN \"\[122.771"
+    ):
         Epsilon(epsilon_cfg(*trained, "MODEL.PIXEL_MEAN", [0.0, 0.0, 0.0]))
-    with pytest.raises(ValueError, match=r"\[104.094, 116.746, 122.771\] \(in BGR\)"):
+    with pytest.raises(ValueError, match=r"INPUT.FORMAT BGR, set MODEL.PIXEL_MEAN \"\[104.094, 116.746, 122.771\]"):
         Epsilon(epsilon_cfg(*trained, "INPUT.FORMAT", "BGR"))

@@ -130,7 +130,7 @@ def test_supervision():
             detections.mask, detections.class_id, detections["class_name"], detections.confidence, strict=True
         ):
             assert (painted[mask] == NO_CLASS).all() and name == VOCABULARY.names[index]
-            assert confidence == pytest.approx(float(found.best[mask].mean()), rel=1e-5)
+            assert confidence == pytest.approx(float(found.confidence[mask].mean()), rel=1e-5)
             painted[mask] = index
         np.testing.assert_array_equal(painted, found.labels)
         np.testing.assert_array_equal(detections.xyxy, sv.mask_to_xyxy(detections.mask))

@@ -23,9 +23,11 @@ from zeroshot_d2.checkpoint import (
     Knowledge,
     ModelRecord,
     check_record,
+    checkpoints_in,
     newest_whole_checkpoint,
     read_checkpoint,
     read_record,
+    read_run,
 )
 from zeroshot_d2.frozen import leave_out_frozen
 
@@ -391,23 +393,59 @@ def test_older_checkpoints_are_pruned(tmp_path):
     for number in range(5):
         checkpointer.save(f"model_{number:07d}", iteration=number)
     checkpointer.save("model_final", iteration=4)
-    names = ["last_checkpoint", "model_0000003.pth", "model_0000004.pth", "model_final.pth", "model_mine.pth"]
+    final = ["model_final.pth", "model_final.safetensors"]
+    names = ["last_checkpoint", "model_0000003.pth", "model_0000004.pth", *final, "model_mine.pth"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     with pytest.raises(ValueError, match="SOLVER.CHECKPOINT_KEEP must be 0 .*, got -1"):
         Checkpointer(Model(), keep=-1)
 
 
-def test_a_full_disk_is_said_with_the_file(tmp_path):
+@pytest.mark.parametrize("name", ["model_final", "model_best", "model_average"])
+def test_what_people_take_away_is_written_as_safetensors_too(tmp_path, name):
+    model = Model()
+    checkpointer = Checkpointer(model, str(tmp_path), record=RECORD)
+    checkpointer.save(name, iteration=3) if name == "model_final" else checkpointer.save_weights(name)
+    file = tmp_path / f"{name}.safetensors"
+    assert read_record(file) == RECORD
+    torch.testing.assert_close(read_checkpoint(file)["model"], model.state_dict(), rtol=0, atol=0)
+    other = Model()
+    Checkpointer(other).load(str(file))
+    assert torch.equal(other.head.weight, model.head.weight)
+
+
+def test_no_run_goes_on_from_safetensors(tmp_path, caplog):
+    checkpointer = Checkpointer(Model(), str(tmp_path), record=RECORD, keep=1)
+    for number in (1, 2):
+        checkpointer.save(f"model_{number:07d}", iteration=number)
+    checkpointer.save("model_final", iteration=3)
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_final.safetensors")
+    assert checkpoints_in(tmp_path) == [tmp_path / "model_0000002.pth"]
+    assert newest_whole_checkpoint(tmp_path) == tmp_path / "model_0000002.pth"
+    assert read_run(tmp_path / "model_final.safetensors") is None
+
+
+def test_whoever_has_the_checkpoint_has_the_safetensors(tmp_path, monkeypatch):
+    """A run that is killed between the two writes both again."""
+    monkeypatch.setattr(torch, "save", lambda content, path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        Checkpointer(Model(), str(tmp_path), record=RECORD).save("model_final")
+    assert [path.name for path in tmp_path.iterdir()] == ["model_final.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["model", "model_final"])
+def test_a_full_disk_is_said_with_the_file(tmp_path, name):
     """The limit on the size of files stands for the disk: writing ends in the middle."""
+    ending = {"model": "pth", "model_final": "safetensors"}[name]  # the first of them
     code = f"""
 import resource, signal, torch
 from zeroshot_d2.checkpoint import Checkpointer
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-Checkpointer(torch.nn.Linear(500, 500), {str(tmp_path)!r}).save("model")
+Checkpointer(torch.nn.Linear(500, 500), {str(tmp_path)!r}).save({name!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and f"cannot write {tmp_path}/model.pth: " in done.stderr, done.stderr
+    assert done.returncode == 1 and f"cannot write {tmp_path}/{name}.{ending}: " in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
 
 

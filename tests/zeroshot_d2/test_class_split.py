@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from zeroshot_d2 import ClassSplit
+from zeroshot_d2.class_split import first_text, weighted_texts
 
 
 def split() -> ClassSplit:
@@ -126,3 +127,36 @@ def test_a_split_goes_through_json():
         ClassSplit.from_dict(content)
     with pytest.raises(ValueError, match="more than once"):
         ClassSplit.from_dict({**s.to_dict(), "names": ["cat", "cat"]})
+
+
+# ---- weights of synonyms ----
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("tree", [("tree", 1)]),
+        ("tree|bush", [("tree", 1), ("bush", 1)]),
+        (" tree *2 | bush * 0.5|", [("tree", 2), ("bush", 0.5)]),
+        ("M*A*S*H", [("M*A*S*H", 1)]),
+        ("5*", [("5*", 1)]),
+        ("a * b", [("a * b", 1)]),
+        ("*2", [("*2", 1)]),
+        ("", []),
+    ],
+)
+def test_texts_of_a_prompt_and_their_weights(prompt, texts):
+    assert weighted_texts(prompt) == texts
+    assert first_text(prompt) == (texts[0][0] if texts else "")
+
+
+def test_a_weight_of_zero_is_none():
+    with pytest.raises(ValueError, match="gives 'bush' the weight 0: leave it out"):
+        weighted_texts("tree|bush *0.0")
+
+
+def test_prompts_of_several_texts_are_told_apart():
+    split = ClassSplit(["tree", "sky", "road"], prompts=["tree *2|bush", "sky", "road *3"])
+    assert split.synonyms == (("tree", "bush"), ("sky",), ("road",))
+    assert split.composed_prompts("reworded") == {"tree": "tree *2|bush", "road": "road *3"}
+    assert ClassSplit.from_dict(split.to_dict()) == split

@@ -233,3 +233,23 @@ def test_a_second_run_in_one_process_logs_each_line_once_and_to_its_own_folder(t
     logs = {name: (tmp_path / name / "log.txt").read_text() for name in ("first", "second")}
     assert "run second" not in logs["first"] and logs["second"].count("this is the run second") == 1
     assert logs["first"].count("this is the run first") == 2 and "run first" not in logs["second"]
+
+
+FULL_DISK = """
+from zeroshot_d2 import checkpoint
+
+def full(self, name, state):
+    raise OSError(28, f"cannot write {name}: No space left on device")
+
+checkpoint.Checkpointer._write = full
+"""
+
+
+def test_two_processes_end_when_the_last_checkpoint_cannot_be_written(tmp_path: Path, config_file: str) -> None:
+    """The first process fails in its last step; the second one is in the evaluation that follows."""
+    (tmp_path / "full_disk.py").write_text(FULL_DISK, encoding="utf-8")
+    few = ("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "4")
+    words = ("--import", str(tmp_path / "full_disk.py"), "--config-file", config_file, "--num-gpus", "2", *few)
+    code, output = finish(start(*words))
+    assert code != 0 and "No space left on device" in output.splitlines()[-1] + output.splitlines()[-2]
+    assert "Start inference" not in output.split("No space left on device")[-1]

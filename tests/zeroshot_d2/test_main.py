@@ -18,14 +18,14 @@ from zeroshot_d2.system import System
 
 REPOSITORY = Path(__file__).parents[2]
 NEEDS_WEB = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="the extra 'web' is not installed")
-VERBS = {"train", "predict", "export", "figures", "web", "check", "datasets", "demo"}
+VERBS = {"train", "predict", "export", "figures", "web", "check", "datasets", "demo", "save-pretrained", "push-to-hub"}
 
 
 def test_every_command_is_a_verb_with_a_summary():
     found = summaries()
     assert set(found) >= VERBS
     for verb, text in found.items():
-        module = importlib.import_module(f"{commands.__name__}.{verb}")
+        module = importlib.import_module(f"{commands.__name__}.{verb.replace('-', '_')}")
         assert text == module.__doc__.splitlines()[0] and text.endswith(".")
         assert find_verb(verb) is module.main
 
@@ -36,7 +36,7 @@ def test_usage_lists_the_verbs(words, status, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("usage: python -m zeroshot_d2 VERB ...")
     for verb, text in summaries().items():
-        assert f"  {verb:<10} {text}\n" in printed
+        assert f"  {verb:<15} {text}\n" in printed
 
 
 def test_an_unknown_verb_is_named_and_the_others_are_shown(capsys):

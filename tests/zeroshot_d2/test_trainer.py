@@ -67,6 +67,26 @@ def test_evaluation_during_training_changes_nothing(tmp_path: Path) -> None:
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
+@pytest.mark.parametrize("failing", [5, 12])
+def test_nothing_is_evaluated_after_a_step_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Also not where it was the last one: other processes, which may be elsewhere, would be waited for."""
+    trainer = Trainer(toy_cfg(tmp_path))
+    trainer.resume_or_load(resume=False)
+    evaluations: list[int] = []
+    monkeypatch.setattr(Trainer, "test", lambda *args: evaluations.append(1) or {})
+
+    def full(name: str, **kwargs: Any) -> None:
+        if trainer.iter + 1 == failing:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(trainer.checkpointer, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        trainer.train()
+    assert not evaluations
+
+
 def test_a_run_without_a_seed_draws_one(tmp_path: Path) -> None:
     cfg = toy_cfg(tmp_path, "SEED", -1)
     seeds = {with_seed(cfg).SEED for _ in range(5)}

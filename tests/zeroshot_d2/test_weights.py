@@ -1,5 +1,6 @@
 """Files of weights from anyone: read without running anything, or one sentence that names them."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from zeroshot_d2.weights import check_tensors, read_weights
+from zeroshot_d2.weights import check_tensors, read_texts, read_weights, write_safetensors
 
 
 class Payload:
@@ -62,3 +63,16 @@ def test_what_is_no_weight(weights, message):
     check_tensors({"a": torch.tensor([0.0, torch.inf]), "b": torch.tensor(3)}, "X")
     with pytest.raises(ValueError, match=message):
         check_tensors(weights, "X")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_safetensors_have_the_permissions_of_the_umask_and_their_texts(tmp_path):
+    weights = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor(3), "c": torch.zeros(0, dtype=torch.bfloat16)}
+    before = os.umask(0o022)
+    try:
+        write_safetensors(tmp_path / "w.safetensors", weights, {"text": "ä"})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
+    assert read_texts(tmp_path / "w.safetensors")["text"] == "ä"
+    torch.testing.assert_close(read_weights(tmp_path / "w.safetensors"), weights, rtol=0, atol=0)

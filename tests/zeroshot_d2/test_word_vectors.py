@@ -56,6 +56,12 @@ def test_spellings_synonyms_and_parts(file, caplog):
     assert "2 labels are not in" in caplog.text and "goldengate = golden + gate" in caplog.text
 
 
+def test_synonyms_with_weights(file):
+    (vector, without) = WordVectorEmbeddings(file)(["tree *3|bush", "tree *3|xyzzy *9"])
+    torch.testing.assert_close(vector, unit([3.0, 0, 0], [0.0, 1, 0]))
+    torch.testing.assert_close(without, unit([1.0, 0, 0]))
+
+
 def test_a_part_that_is_unknown_is_left_out_of_the_mean(file):
     torch.testing.assert_close(WordVectorEmbeddings(file)(["xyzzy tree"])[0], unit([1.0, 0, 0]))
 

@@ -7,27 +7,31 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
 import logging
 import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import open_clip
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..defaults import plain_defaults
+from ..pixel_stats import PixelStats
 from ..storage import file_sha256
-from ..weights import check_tensors, read_weights
+from ..weights import check_tensors, fingerprint_of, read_weights
 
 logger = logging.getLogger(__name__)
 
-# CLIP's pixel statistics, RGB in 0..255 (open_clip.OPENAI_DATASET_MEAN and _STD hold them in 0..1).
-PIXEL_MEAN = tuple(255 * value for value in open_clip.OPENAI_DATASET_MEAN)
-PIXEL_STD = tuple(255 * value for value in open_clip.OPENAI_DATASET_STD)
+# OpenAI's pixel statistics, which most CLIPs have, RGB in 0..255.
+PIXEL_MEAN, PIXEL_STD = PixelStats.of_pretrained(
+    {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+)
+
+Clip: TypeAlias = open_clip.CLIP | open_clip.CustomTextCLIP
+"""A model of open_clip, with its text tower inside or beside."""
 
 DEMO_CLIP_NAME = "demo-world-clip"
 _DEMO_DIRECTORY = Path(__file__).parents[1] / "demo_world" / "clip"
@@ -42,7 +46,7 @@ class DownloadFailed(OSError, RuntimeError):
 
 
 @plain_defaults()
-def create_clip(name: str, pretrained: str) -> open_clip.CLIP:
+def create_clip(name: str, pretrained: str) -> Clip:
     """Build a CLIP on the CPU, in float32 and evaluation mode.
 
     Args:
@@ -85,37 +89,51 @@ def create_clip(name: str, pretrained: str) -> open_clip.CLIP:
     return _create_from_file(name, path)
 
 
-def checked_vision_tower(clip: open_clip.CLIP, name: str) -> VisionTransformer:
-    """The image tower of a CLIP, where it is a plain vision transformer, whose blocks and tokens can be used one by one.
+def get_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
+    """open_clip's tokenizer of the model ``name``: texts -> (N, L) token ids, padded with 0.
 
     Raises:
-        ValueError: it is another network.
+        DownloadFailed: the model's tokenizer is not open_clip's own, as SigLIP's, and cannot be had.
     """
-    visual = getattr(clip, "visual", None)
-    if not isinstance(visual, VisionTransformer):
-        raise ValueError(
-            f"the image tower of {name!r} is a {type(visual).__name__}, not a plain vision transformer of open_clip, whose "
-            "blocks are needed here. What works: ViT-B-32, ViT-B-16, ViT-L-14, ViT-L-14-336, ViT-H-14 and their "
-            "-quickgelu forms"
-        )
-    return visual
-
-
-def get_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
-    """open_clip's tokenizer of the model ``name``: texts -> (N, L) token ids, padded with 0."""
     _register_demo_clip()
     if name == DEMO_CLIP_NAME:
         return open_clip.get_tokenizer(name, bpe_path=str(DEMO_CLIP_BPE))
-    return open_clip.get_tokenizer(name)
+    try:
+        return open_clip.get_tokenizer(name)
+    except (ImportError, OSError) as error:
+        hub = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
+        raise DownloadFailed(
+            f"the tokenizer of {name!r} could not be loaded ({error}). It is {hub} on the Hugging Face hub: it needs the "
+            "package transformers, and a network at the first use"
+        ) from error
+
+
+def pixel_stats(name: str, pretrained: str) -> list[PixelStats]:
+    """What the weights of a CLIP may have been trained with, in no order.
+
+    Of a tag it is one pair, of a file what the tags of that model have; nothing of random weights.
+    """
+    if name == DEMO_CLIP_NAME:
+        return [PixelStats(PIXEL_MEAN, PIXEL_STD)] if pretrained else []
+    known = open_clip.list_pretrained_tags_by_model(name)
+    tags = [pretrained] if pretrained in known else known if pretrained else []
+    return list(dict.fromkeys(PixelStats.of_pretrained(open_clip.get_pretrained_cfg(name, tag)) for tag in tags))
+
+
+def embedding_dim(name: str) -> int:
+    """The length of the vectors of images and texts of the CLIP ``name``."""
+    _register_demo_clip()
+    return int(open_clip.get_model_config(name)["embed_dim"])
+
+
+def is_tag(name: str, pretrained: str) -> bool:
+    """Whether ``pretrained`` names weights that open_clip knows for the model ``name``, or the demo world's."""
+    return pretrained == BUNDLED or pretrained in open_clip.list_pretrained_tags_by_model(name)
 
 
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 of a module's state (names, shapes and values), as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy() if value.ndim else str(value).encode())
-    return digest.hexdigest()
+    return fingerprint_of(module.state_dict())
 
 
 def _register_demo_clip() -> None:
@@ -123,10 +141,8 @@ def _register_demo_clip() -> None:
         open_clip.add_model_config(DEMO_CLIP_CONFIG)
 
 
-def _create_from_tag(name: str, tag: str) -> open_clip.CLIP:
-    trained_with_quickgelu = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-    if trained_with_quickgelu != _has_quickgelu(name):
-        raise _quickgelu_error(name, f"the tag {tag!r}", trained_with_quickgelu)
+def _create_from_tag(name: str, tag: str) -> Clip:
+    _check_activation(name, tag)
     try:
         return open_clip.create_model(name, pretrained=tag).eval()
     except (RuntimeError, OSError) as error:
@@ -137,7 +153,22 @@ def _create_from_tag(name: str, tag: str) -> open_clip.CLIP:
         ) from error
 
 
-def _create_from_file(name: str, path: Path) -> open_clip.CLIP:
+def _check_activation(name: str, tag: str) -> None:
+    """Raise ValueError where the weights of a tag were trained with GELU and the model computes QuickGELU, or contrariwise.
+
+    A model without a twin of the other kind is right as it is: open_clip describes some weights without their activation.
+    """
+    trained_with_quickgelu = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    if trained_with_quickgelu != _has_quickgelu(name) and tag in open_clip.list_pretrained_tags_by_model(_twin(name)):
+        raise _quickgelu_error(name, f"the tag {tag!r}", trained_with_quickgelu)
+
+
+def _twin(name: str) -> str:
+    """The model that differs in its activation alone."""
+    return name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+
+
+def _create_from_file(name: str, path: Path) -> Clip:
     is_torchscript = _is_torchscript(path)  # how OpenAI released CLIP: always QuickGELU
     if (is_torchscript or "openai" in path.name.lower()) and not _has_quickgelu(name):
         raise _quickgelu_error(name, str(path), True)
@@ -191,10 +222,9 @@ def _has_quickgelu(name: str) -> bool:
 
 
 def _quickgelu_error(name: str, source: str, needs_quickgelu: bool) -> ValueError:
-    other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
     return ValueError(
         f"{source} was trained with {'QuickGELU' if needs_quickgelu else 'GELU'}, but {name!r} computes "
-        f"{'GELU' if needs_quickgelu else 'QuickGELU'}: its activations would be silently wrong. Use {other!r}."
+        f"{'GELU' if needs_quickgelu else 'QuickGELU'}: its activations would be silently wrong. Use {_twin(name)!r}."
     )
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..class_split import comparable
+from ..class_split import comparable, weighted_texts
 from ..defaults import plain_defaults
 from ..label_embeddings import Embedded, LabelEmbeddings
 from ..ranges import Range
@@ -120,7 +120,8 @@ def embed_prompts(
     *,
     batch_size: int = 512,
 ) -> Tensor:
-    """Class prototypes: for each prompt the mean over synonyms ("tree|bush") and templates of unit text features.
+    """Class prototypes: for each prompt the mean over synonyms ("tree|bush") and templates of unit text features; synonyms
+    may have weights ("tree *2|bush").
 
     Returns:
         (K, D) float32 of unit length.
@@ -132,13 +133,15 @@ def embed_prompts(
         raise ValueError("the vocabulary is empty: give at least one class name")
     texts: list[str] = []
     owner: list[int] = []
+    weights: list[float] = []
     for index, prompt in enumerate(prompts):
-        synonyms = [synonym.strip() for synonym in prompt.split("|") if synonym.strip()]
+        synonyms = weighted_texts(prompt)
         if not synonyms:
             raise ValueError(f"class {index} has a blank name: {prompt!r}")
-        for synonym in synonyms:
+        for synonym, weight in synonyms:
             texts += [template.format(synonym) for template in templates]
             owner += [index] * len(templates)
+            weights += [weight] * len(templates)
     device = next(clip.parameters()).device
     tokens = tokenizer(texts)
     _check_differences(prompts, owner, tokens)
@@ -150,7 +153,7 @@ def embed_prompts(
         batch = tokens[rows].to(device)
         batch_features = encode_tokens(clip, batch[:, : int(lengths[rows].max())]) if unpadded else clip.encode_text(batch)
         features.append(F.normalize(batch_features.float(), dim=-1).cpu())
-    by_text = torch.cat(features)[order.argsort()]
+    by_text = torch.cat(features)[order.argsort()] * torch.tensor(weights)[:, None]
     summed = torch.zeros(len(prompts), by_text.shape[1], dtype=by_text.dtype).index_add_(0, torch.tensor(owner), by_text)
     return F.normalize(summed, dim=-1)
 
@@ -182,7 +185,7 @@ def _shortened(text: str) -> str:
 
 def cut_prompts(tokenizer: Callable[[list[str]], Tensor], prompts: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Those prompts whose texts are longer than CLIP reads: a word more makes no difference to their tokens."""
-    texts = [[template.format(synonym) for synonym in prompt.split("|") for template in templates] for prompt in prompts]
+    texts = [[template.format(text) for text, _ in weighted_texts(prompt) for template in templates] for prompt in prompts]
     longest = [max(of_prompt, key=len) for of_prompt in texts]
     # A token stands for at least a byte, and two mark the ends: shorter texts are whole.
     most = tokenizer([""]).shape[1] - 2

@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     exporter, args = parser.parse_with_part(argv, "exporter")
     check_path(args.output, args.format)
     check_opset(args.opset, args.format)
-    predictor = build_predictor(model_config(args))
+    cfg = model_config(args)
+    cfg.MODEL.COMPILE = False  # what is exported is the model itself
+    predictor = build_predictor(cfg)
     split = set_vocabulary(predictor, args)
     said = exporter.export(predictor, args)
     print(f"{args.output}: {len(split)} classes {'as input' if args.vocabulary_input else 'baked in'}; {said}")

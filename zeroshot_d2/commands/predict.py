@@ -30,6 +30,7 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ..checkpoint import refuse_address
+from ..class_split import ClassSplit
 from ..cli import (
     Parser,
     add_model_arguments,
@@ -40,7 +41,7 @@ from ..cli import (
     positive,
     set_vocabulary,
 )
-from ..images import IMAGE_SUFFIXES, MAX_PIXELS, ImageArray
+from ..images import IMAGE_SUFFIXES, MAX_PIXELS, ImageArray, UnreadableImage
 from ..pictures.style import save_figure
 from ..predictor import Predictor, batches, build_predictor, describe_vocabulary, to_bgr
 from ..processes import run_together
@@ -74,10 +75,12 @@ class Writer(Protocol):
     Attributes:
         needs_output: whether it can do without ``--output``.
         reserved: names that the results of an input must not begin with.
+        vocabulary: the classes that its results speak of.
     """
 
     needs_output: bool
     reserved: tuple[str, ...]
+    vocabulary: ClassSplit
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +89,13 @@ class Writer(Protocol):
     def finished(self, source: Source, *, is_video: bool) -> bool:
         """Whether the results of an input are there, whole, and from the same settings."""
         ...
+
+    def reads(self, source: Source) -> bool:
+        """Whether it reads this photo by itself, in :meth:`own`, rather than being given what was read."""
+        ...
+
+    def own(self, predictor: Predictor, source: Source) -> None:
+        """Read a photo, predict and write its results."""
 
     def photo(self, source: Source, bgr: ImageArray, result: Any) -> None:
         """Take the result of a photo."""
@@ -213,7 +223,7 @@ def _predict(work: _Work, index: int, barrier: Barrier | None = None) -> Outcome
     writer_class = find_system(cfg.MODEL.META_ARCHITECTURE).part("writer")
     with writer_class(predictor, args, work.sources, run) as writer:
         if args.output is not None and index == 0:
-            write_json(args.output / VOCABULARY_FILE, vocabulary)
+            write_json(args.output / VOCABULARY_FILE, describe_vocabulary(writer.vocabulary))
         outcome = _predict_share(predictor, writer, work, index)
         if barrier is not None:
             barrier.wait()
@@ -264,7 +274,14 @@ def _predict_share(predictor: Predictor, writer: Writer, work: _Work, index: int
         left_videos = [source for source in videos if not writer.finished(source, is_video=True)]
         outcome.skipped = len(photos) - len(left) + len(videos) - len(left_videos)
         photos, videos = left, left_videos
-    failed = predict_photos(predictor, writer, photos, args.output if args.explain else None, quiet=index > 0)
+    own = [source for source in photos if writer.reads(source)]
+    given = [source for source in photos if not writer.reads(source)]
+    failed = predict_photos(predictor, writer, given, args.output if args.explain else None, quiet=index > 0)
+    for source in tqdm(own, unit="file", disable=index > 0 or not own):
+        try:
+            writer.own(predictor, source)
+        except UnreadableImage as error:
+            failed[source.path] = str(error)
     for source in videos:
         try:
             predict_video(predictor, writer, source, quiet=index > 0)

@@ -19,7 +19,6 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -27,7 +26,7 @@ from .. import demo_world
 from ..cli import Parser
 from ..clip.loader import DEMO_CLIP_NAME, PIXEL_MEAN, PIXEL_STD, create_clip, get_tokenizer
 from ..clip.text import TEMPLATES, encode_tokens
-from ..storage import whole_file
+from ..weights import write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -251,8 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         workers=args.workers,
     )
     logger.info("single tiles: %s", single_tile_accuracy(clip, seed=4, num_images=2000))
-    with whole_file(args.output) as temporary:
-        save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, str(temporary))
+    write_safetensors(args.output, clip.state_dict(), {})
     logger.info("wrote %s (%.1f MB)", args.output, args.output.stat().st_size / 1e6)
 
 

@@ -21,7 +21,7 @@ from ..class_split import ClassSplit
 from ..images import ImageArray
 from ..pictures.style import INK, UNSEEN_COLOR, class_text, show_image
 from ..pictures.texts import PlainTextFigure
-from .predictor import best_labels
+from .predictor import Threshold, best_labels
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -46,7 +46,7 @@ class LabelledImage:
 
 
 def top_labels_figure(
-    examples: Sequence[LabelledImage], split: ClassSplit, *, top_k: int = 10, threshold: float | None = None
+    examples: Sequence[LabelledImage], split: ClassSplit, *, top_k: int = 10, threshold: Threshold = None
 ) -> Figure:
     """Fig. 4: under each image its first labels. Unseen ones carry a star, right ones are bold, and what is known to be
     wrong is grey.
@@ -71,7 +71,7 @@ def top_labels_figure(
     return figure
 
 
-def _write_labels(axes: Axes, example: LabelledImage, split: ClassSplit, top_k: int, threshold: float | None) -> None:
+def _write_labels(axes: Axes, example: LabelledImage, split: ClassSplit, top_k: int, threshold: Threshold) -> None:
     axes.set(xlim=(0, 1), ylim=(top_k, 0))
     for place, k in enumerate(best_labels(example.scores, top_k, threshold)):
         unseen = split.names[k] in split.unseen

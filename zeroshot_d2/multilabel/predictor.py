@@ -19,6 +19,8 @@ from ..class_split import ClassSplit
 from ..images import ImageArray
 from ..predictor import Predictor
 
+Threshold = float | npt.NDArray[np.float64] | None
+
 
 @dataclass(frozen=True, eq=False)
 class Tags:
@@ -34,12 +36,12 @@ class Tags:
     scores: npt.NDArray[np.float32]
     attention: Mapping[str, npt.NDArray[Any]] | None = None
 
-    def classes(self, top_k: int | None = None, threshold: float | None = None) -> list[dict[str, Any]]:
+    def classes(self, top_k: int | None = None, threshold: Threshold = None) -> list[dict[str, Any]]:
         """The best classes, best first: ``index``, ``name``, ``unseen`` and ``score``.
 
         Args:
             top_k: how many at most; None: all.
-            threshold: the least score; None: no limit.
+            threshold: the least score, one for all or one for each class (K,); None: no limit.
 
         Raises:
             ValueError: ``top_k`` is not between 1 and K.
@@ -51,16 +53,20 @@ class Tags:
         ]
 
 
-def best_labels(scores: npt.NDArray[np.floating[Any]], top_k: int, threshold: float | None = None) -> list[int]:
+def best_labels(scores: npt.NDArray[np.floating[Any]], top_k: int, threshold: Threshold = None) -> list[int]:
     """Indices of the ``top_k`` best scores at or above ``threshold``, best first; equal scores in vocabulary order.
+
+    With a threshold for each class (K,) the best are those that lie highest above their own.
 
     Raises:
         ValueError: ``top_k`` is not between 1 and the number of scores.
     """
     if not 1 <= top_k <= len(scores):
         raise ValueError(f"top_k must be between 1 and the {len(scores)} classes of the vocabulary, got {top_k}")
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    return [int(k) for k in order if threshold is None or scores[k] >= threshold]
+    above = scores - threshold if isinstance(threshold, np.ndarray) else scores
+    least = np.broadcast_to(-np.inf if threshold is None else threshold, scores.shape)
+    order = np.argsort(-above, kind="stable")[:top_k]
+    return [int(k) for k in order if threshold is None or scores[k] >= least[k]]
 
 
 class TagPredictor(Predictor[Tags]):

@@ -24,6 +24,7 @@ from ..pictures.style import save_figure, starred
 from ..predictor import Predictor
 from ..results import RUN_KEY, Source, finished, write_record
 from ..storage import whole_file
+from ..thresholds import thresholds
 from .pictures import LabelledImage, top_labels_figure
 from .predictor import Tags
 
@@ -47,7 +48,11 @@ class TagWriter:
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         """How many labels, what to write of all photos, and pictures."""
         parser.add_argument("--top-k", type=positive, help="labels per image; default: 10, or all of a smaller vocabulary")
-        parser.add_argument("--threshold", type=float, help="only labels of at least this score")
+        parser.add_argument(
+            "--threshold",
+            type=thresholds,
+            help="only labels of at least this score; or a thresholds.json that `calibrate` wrote, with one for each class",
+        )
         parser.add_argument(
             "--format", nargs="+", choices=FORMATS, default=[CSV], help=f"files of all photos, in --output; default: {CSV}"
         )
@@ -62,7 +67,6 @@ class TagWriter:
                 not written.
         """
         self.folder: Path | None = args.output
-        self.threshold: float | None = args.threshold
         self.pictures: bool = args.pictures
         self.num_classes = len(predictor.vocabulary)
         self.top_k: int = min(10, self.num_classes) if args.top_k is None else args.top_k
@@ -74,6 +78,15 @@ class TagWriter:
             raise ValueError(f"--image-prefix is for --format {LABEL_STUDIO}: add it, or leave the option out")
         self.args, self.sources, self.run = args, sources, run
         self._predictor = predictor
+        self.vocabulary = predictor.vocabulary
+        self.threshold = None if args.threshold is None else args.threshold.for_vocabulary(self.vocabulary)
+
+    def reads(self, source: Source) -> bool:
+        """No: photos of tags fit into memory."""
+        return False
+
+    def own(self, predictor: Predictor, source: Source) -> None:
+        """Never called."""
 
     def finished(self, source: Source, *, is_video: bool) -> bool:
         """Whether the results of an input are there already, from the same settings."""

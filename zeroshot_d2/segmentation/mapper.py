@@ -85,7 +85,7 @@ class SegmentationMapper:
             if cfg.INPUT.CROP.ENABLED:
                 augmentations.append(T.FixedSizeCrop(_crop_size(cfg), pad_value=128.0, seg_pad_value=_IGNORE_BYTE))
         else:
-            augmentations = [ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+            augmentations = [test_resize(cfg)]
         return {
             "is_train": is_train,
             "augmentations": augmentations,
@@ -153,6 +153,14 @@ class ShortestEdge(T.ResizeShortestEdge):
             return super().get_transform(image)
         scale = self.max_size / max(height, width)
         return T.ResizeTransform(height, width, *(max(1, round(side * scale)) for side in (height, width)), self.interp)
+
+
+def test_resize(cfg: CfgNode) -> ShortestEdge:
+    """What brings an image to the size of testing: with TEST.AUG the largest of its sizes, from which the model makes the
+    others."""
+    if cfg.TEST.AUG.ENABLED:
+        return ShortestEdge(max(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE)
+    return ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 def _crop_size(cfg: CfgNode) -> tuple[int, int]:

@@ -5,7 +5,7 @@ Shapes: Q proposals, K classes of the vocabulary, (H, W) an image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,10 +14,13 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..class_split import ClassSplit
+from ..class_split import ClassSplit, comparable
 from ..images import ImageArray
 from ..predictor import Predictor
-from .mapper import ShortestEdge
+from .mapper import test_resize
+
+OTHER = "other"
+"""The class of pixels of which the model is not sure enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,31 +30,82 @@ class Segmentation:
     Args:
         vocabulary: the K classes that it chose among; its ``unseen`` are those that it was not trained on.
         labels: (H, W) int64, vocabulary indices.
-        best: (H, W) float32, the score of that class.
-        scores: (K, H, W), the scores of all classes; None unless asked for.
+        confidence: (H, W) float32 in [0, 1], how much of what the model found at a pixel speaks for that class: its score,
+            divided by what a model says to divide it by ("sem_seg_coverage") where its scores can exceed 1.
+        scores: (K, H, W), the scores of all classes, as the model gives them; None unless asked for.
         proposals: what a system with proposals returns about them; None unless asked for.
     """
 
     vocabulary: ClassSplit
     labels: npt.NDArray[np.int64]
-    best: npt.NDArray[np.float32]
+    confidence: npt.NDArray[np.float32]
     scores: Tensor | None = None
     proposals: dict[str, Tensor | None] | None = None
 
     def classes(self) -> list[dict[str, Any]]:
         """The classes present, largest first: ``index``, ``name``, ``unseen``, ``pixels``, ``area`` (share of the image) and
-        ``score`` (mean of its pixels' scores)."""
-        pixels = np.bincount(self.labels.ravel(), minlength=len(self.vocabulary))
-        sums = np.bincount(self.labels.ravel(), weights=self.best.ravel(), minlength=len(self.vocabulary))
-        unseen = self.vocabulary.unseen_mask
+        ``score`` (mean confidence of its pixels)."""
+        counts = ClassCounts(self.vocabulary)
+        counts.add(self.labels, self.confidence)
+        return counts.classes()
+
+    def with_other(self, threshold: float, name: str = OTHER) -> Segmentation:
+        """None of these: pixels whose confidence is below ``threshold`` get a further class ``name``, the last one.
+
+        ``scores`` and ``proposals`` stay those of the K classes.
+
+        Raises:
+            ValueError: the threshold is not in [0, 1], or the vocabulary has a class of this name.
+        """
+        vocabulary = with_other(self.vocabulary, threshold, name)
+        labels = np.where(self.confidence < threshold, len(self.vocabulary), self.labels)
+        return replace(self, vocabulary=vocabulary, labels=labels)
+
+
+def with_other(vocabulary: ClassSplit, threshold: float, name: str = OTHER) -> ClassSplit:
+    """The vocabulary with a further class for pixels whose confidence is below the threshold; it is not unseen.
+
+    Raises:
+        ValueError: as :meth:`Segmentation.with_other`.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"the threshold must lie in [0, 1], as confidences do, got {threshold}")
+    if comparable(name) in map(comparable, vocabulary.names):
+        raise ValueError(f"the vocabulary has a class {name!r} already: give the class of all other pixels another name")
+    return ClassSplit(
+        (*vocabulary.names, name),
+        vocabulary.unseen,
+        (*vocabulary.prompts, name),
+        (*vocabulary.aliases, ""),
+        (*vocabulary.released, name),
+    )
+
+
+class ClassCounts:
+    """Adds up what :meth:`Segmentation.classes` says, over parts of an image."""
+
+    def __init__(self, vocabulary: ClassSplit) -> None:
+        self._vocabulary = vocabulary
+        self._pixels = np.zeros(len(vocabulary), dtype=np.int64)
+        self._sums = np.zeros(len(vocabulary))
+
+    def add(self, labels: npt.NDArray[np.int64], confidence: npt.NDArray[np.float32]) -> None:
+        """Labels and confidences of some pixels."""
+        count = len(self._vocabulary)
+        self._pixels += np.bincount(labels.ravel(), minlength=count)
+        self._sums += np.bincount(labels.ravel(), weights=confidence.ravel(), minlength=count)
+
+    def classes(self) -> list[dict[str, Any]]:
+        """As :meth:`Segmentation.classes`."""
+        unseen, pixels = self._vocabulary.unseen_mask, self._pixels
         return [
             {
                 "index": int(k),
-                "name": self.vocabulary.names[k],
+                "name": self._vocabulary.names[k],
                 "unseen": bool(unseen[k]),
                 "pixels": int(pixels[k]),
-                "area": float(pixels[k] / self.labels.size),
-                "score": float(sums[k] / pixels[k]),
+                "area": float(pixels[k] / pixels.sum()),
+                "score": float(self._sums[k] / pixels[k]),
             }
             for k in np.argsort(-pixels, kind="stable")
             if pixels[k]
@@ -65,7 +119,7 @@ class SegmentationPredictor(Predictor[Segmentation]):
 
     def __init__(self, cfg: CfgNode, batch_size: int | None = None) -> None:
         super().__init__(cfg, batch_size)
-        self._resize = ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self._resize = test_resize(cfg)
 
     def model_input(self, image: ImageArray) -> dict[str, Any]:
         """BGR (H, W, 3) -> ``image`` (3, h, w) float in the model's channel order and test size, ``height``, ``width``."""
@@ -83,17 +137,21 @@ class SegmentationPredictor(Predictor[Segmentation]):
 
 
 def segmentation_of(output: dict[str, Any], vocabulary: ClassSplit, *, scores: bool) -> Segmentation:
-    """A model's output for one image as a :class:`Segmentation`, with its scores where they are wanted and there."""
+    """A model's output for one image as a :class:`Segmentation`, with its scores where they are wanted and there.
+
+    Scores of a model that says nothing about its confidence are cut to [0, 1]; labels without scores have confidence 1.
+    """
     all_scores = output.get("sem_seg")
     if all_scores is None:
-        labels, best = output["sem_seg_labels"], output.get("sem_seg_best")
-        best = torch.ones_like(labels, dtype=torch.float32) if best is None else best
+        labels, confidence = output["sem_seg_labels"], output.get("sem_seg_confidence")
+        confidence = torch.ones_like(labels, dtype=torch.float32) if confidence is None else confidence
     else:
         best, labels = all_scores.max(dim=0)
+        confidence = (best / output.get("sem_seg_coverage", 1)).clamp(0, 1)
     return Segmentation(
         vocabulary,
         labels.cpu().numpy(),
-        best.float().cpu().numpy(),
+        confidence.float().cpu().numpy(),
         all_scores if scores else None,
         output.get("proposals"),
     )

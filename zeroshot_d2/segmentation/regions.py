@@ -76,7 +76,7 @@ def connected_regions(found: Segmentation, min_area: int = 1) -> list[Region]:
 def _region(found: Segmentation, index: int, positions: npt.NDArray[np.int64]) -> Region:
     height, width = found.labels.shape
     x, y = np.divmod(positions, height)
-    return Region(index, float(found.best[y, x].mean(dtype=np.float64)), positions, height, width)
+    return Region(index, float(found.confidence[y, x].mean(dtype=np.float64)), positions, height, width)
 
 
 def _pixels(found: Segmentation, *, connected: bool) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:

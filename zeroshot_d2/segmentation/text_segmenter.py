@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..class_split import ClassSplit, Names
 from ..clip.frozen_clip import FrozenClip
 from ..clip.text import ClipTextEmbeddings
+from ..precision import mixed, precision_at_test
 from ..training_stream import using_seeds
 from ..vocabulary import training_vocabulary
 from .labels import IGNORE_LABEL, check_range
@@ -37,6 +39,7 @@ class TextSegmenter(nn.Module):
         default_vocabulary: ClassSplit | None,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        precision: torch.dtype | None = None,
     ) -> None:
         """
         Args:
@@ -45,12 +48,14 @@ class TextSegmenter(nn.Module):
             trained_classes: names and prompt texts of the classes that the model is trained on; they are "seen".
             default_vocabulary: of inputs that name neither a data set nor a vocabulary.
             pixel_mean, pixel_std: per channel.
+            precision: of the network at test time; None: float32.
         """
         super().__init__()
         self.text_embeddings, self.names = text_embeddings, names
         self.result_facts = {"class_names": names, "templates": list(text_embeddings.templates)}
         self.trained_classes = frozenset(trained_classes)
         self.default_vocabulary = default_vocabulary
+        self.precision = precision
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -64,11 +69,16 @@ class TextSegmenter(nn.Module):
             "default_vocabulary": clip.knowledge.vocabulary,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "precision": precision_at_test(cfg),
         }
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def mixed(self) -> AbstractContextManager[None]:
+        """A block of the network's computations at test time, in TEST.PRECISION."""
+        return mixed(self.device, self.precision)
 
     @property
     @abstractmethod

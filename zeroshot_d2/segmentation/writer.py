@@ -2,14 +2,17 @@
 
 ``--format labels`` writes for an image photo.jpg: photo_overlay.png, photo_labels.png (vocabulary indices, 8 bits per pixel,
 or 16 for more than 256 classes) and photo.json (classes present, their area and score); for a video clip.mp4:
-clip_overlay.mp4, clip_labels/ and clip.json. The other formats (:mod:`zeroshot_d2.segmentation.formats`) have a folder each,
+clip_overlay.mp4, clip_labels/ and clip.json. With ``--stream`` a TIFF is read in parts, and its labels are scene_labels.tif.
+The other formats (:mod:`zeroshot_d2.segmentation.formats`) have a folder each,
 and take the frames of a video, which are written to clip_frames/, as images.
+
+With ``--threshold`` pixels that the model is not sure enough of get a further class, the last one.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,17 +27,22 @@ from ..pictures.style import figure_pixels, save_figure
 from ..pictures.texts import PlainTextFigure
 from ..predictor import Predictor
 from ..results import Source, finished, write_record
+from ..thresholds import thresholds
 from ..video import VideoWriter
 from .formats import FORMATS
 from .formats.base import Entry, Format, Settings, stem_of
 from .pictures import LARGEST_SIDE, SMALLEST_WIDTH, Colors, check_width, draw_labels, label_figure
-from .predictor import Segmentation
+from .predictor import OTHER, Segmentation, with_other
+from .streamed import SUFFIXES, need_rasterio, segment_file
 
 LABELS = "labels"
 """The format for people and for evaluation, which has no folder of its own."""
 
 RECORDS = "records"
 """The folder of what each input adds to a format's files of all images."""
+
+OTHER_COLOR = (128, 128, 128)
+LONGEST_OVERLAY = 1600  # pixels of the picture of a streamed file
 
 _SMALLEST_FRAME = 480  # pixels; frames with a shorter side are enlarged, so that names can be read
 _FRAME_DPI = 100
@@ -64,26 +72,51 @@ class SegmentationWriter:
             metavar="PIXELS",
             help=f"of the overlays of photos, {SMALLEST_WIDTH} to {LARGEST_SIDE}; default: the photo's, within 800 and 1600",
         )
+        parser.add_argument(
+            "--threshold",
+            type=thresholds,
+            metavar="CONFIDENCE",
+            help=f"0 to 1, or a thresholds.json that `calibrate` wrote: pixels of less confidence get the class '{OTHER}'; "
+            "default: all pixels are labelled",
+        )
+        parser.add_argument("--other", metavar="NAME", help=f"what that class is called; default: {OTHER}")
+        parser.add_argument(
+            "--stream",
+            action="store_true",
+            help="read TIFF files in parts, which need not fit into memory, and write their labels as TIFF with the same "
+            "georeference; needs rasterio",
+        )
 
     def __init__(self, predictor: Predictor, args: argparse.Namespace, sources: Sequence[Source], run: str) -> None:
         """``args.output`` is the folder.
 
         Raises:
-            ValueError: ``--overlay-width`` is out of its range, an option is for a format that is not written, or a format
-                cannot hold the vocabulary or the inputs.
+            ValueError: ``--overlay-width`` or ``--threshold`` is out of its range, an option is for a format that is not
+                written or needs another option, or a format cannot hold the vocabulary or the inputs.
         """
         self.folder: Path = args.output
         self.width: int | None = args.overlay_width
         if self.width is not None:
             check_width(self.width)
         _check_options(args)
-        self.sources, self.run, self.colors = sources, run, predictor.colors
+        self.sources, self.run, self.colors = sources, run, list(predictor.colors)
+        self.vocabulary = predictor.vocabulary
+        self.threshold: float | None = None if args.threshold is None else args.threshold.threshold
+        if args.threshold is not None and args.threshold.of_class:
+            raise ValueError("--threshold: a segmentation has one for all classes, and this file has one for each")
+        self.other: str = OTHER if args.other is None else args.other
+        if self.threshold is not None:
+            self.vocabulary = with_other(predictor.vocabulary, self.threshold, self.other)
+            self.colors.append(OTHER_COLOR)
+        self.stream: bool = args.stream
+        if self.stream:
+            need_rasterio()
         self.labels = LABELS in args.format
         self.formats: dict[str, Format] = {
             name: FORMATS[name](
                 Settings(
                     self.folder / name.replace("-", "_"),
-                    predictor.vocabulary,
+                    self.vocabulary,
                     self.colors,
                     predictor.cfg.MODEL.META_ARCHITECTURE,
                     args,
@@ -98,14 +131,46 @@ class SegmentationWriter:
     def finished(self, source: Source, *, is_video: bool) -> bool:
         """Whether the results of an input are there already, from the same settings."""
         if self.labels:
-            names = ("_overlay.mp4", "_labels") if is_video else ("_overlay.png", "_labels.png")
+            names = ("_overlay.mp4", "_labels") if is_video else ("_overlay.png", self._labels_of(source))
             files = [self.folder / f"{source.name}{name}" for name in names]
             if finished(self.folder / f"{source.name}.json", source, self.run, files) is None:
                 return False
         return all(self._entries_of(name, source) is not None for name in self.formats)
 
+    def _labels_of(self, source: Source) -> str:
+        return "_labels.tif" if self.reads(source) else "_labels.png"
+
+    def reads(self, source: Source) -> bool:
+        """Whether :meth:`own` is for this file: with ``--stream`` a TIFF."""
+        return self.stream and source.path.suffix.lower() in SUFFIXES
+
+    def own(self, predictor: Predictor, source: Source) -> None:
+        """Read, segment and write a TIFF file part by part."""
+        labels = self.folder / f"{source.name}{self._labels_of(source)}"
+        found = segment_file(
+            predictor,
+            source.path,
+            labels,
+            self.colors,
+            threshold=self.threshold,
+            other=self.other,
+            longest=self.width or LONGEST_OVERLAY,
+        )
+        figure = label_figure(found.image, found.labels, found.vocabulary, self.colors, width=self.width)
+        save_figure(figure, self.folder / f"{source.name}_overlay.png")
+        self._write_record(source, found.size, found.classes)
+
+    def _write_record(self, source: Source, size: tuple[int, int], classes: list[dict[str, Any]]) -> None:
+        content = {"image": str(source.path), "width": size[1], "height": size[0], "classes": classes}
+        write_record(self.folder / f"{source.name}.json", content, self.run)
+
+    def with_other(self, result: Segmentation) -> Segmentation:
+        """A result with the class of all other pixels, if there is a threshold."""
+        return result if self.threshold is None else result.with_other(self.threshold, self.other)
+
     def photo(self, source: Source, bgr: ImageArray, result: Segmentation) -> None:
         """Write the results of a photo."""
+        result = self.with_other(result)
         for name, form in self.formats.items():
             self._write_entries(name, source, "image", [_entry(form, source.file_name, result)])
         if not self.labels:
@@ -115,15 +180,14 @@ class SegmentationWriter:
         save_figure(figure, self.folder / f"{name}_overlay.png")
         write_labels(self.folder / f"{name}_labels.png", result.labels, len(result.vocabulary))
         height, width = result.labels.shape
-        content = {"image": str(source.path), "width": width, "height": height, "classes": result.classes()}
-        write_record(self.folder / f"{name}.json", content, self.run)
+        self._write_record(source, (height, width), result.classes())
 
     def video(self, source: Source, rate: float) -> VideoSinks:
         """Where the frames of a video go."""
         sinks: list[Any] = [FramesAsImages(self, source)] if self.formats else []
         if self.labels:
             sinks.append(SegmentedVideo(self.folder, source, rate, self.colors, self.run))
-        return VideoSinks(sinks)
+        return VideoSinks(sinks, self.with_other)
 
     def collect(self) -> None:
         """Write the files that are about all inputs, of those whose results are whole."""
@@ -164,6 +228,10 @@ def _check_options(args: argparse.Namespace) -> None:
             raise ValueError(f"--{given[0].replace('_', '-')} is for --format {name}: add it, or leave the option out")
     if args.overlay_width is not None and LABELS not in args.format:
         raise ValueError(f"--overlay-width is for --format {LABELS}: add it, or leave the option out")
+    if args.other is not None and args.threshold is None:
+        raise ValueError(f"--other {args.other} names the class of pixels below a --threshold: give one")
+    if args.stream and args.format != [LABELS]:
+        raise ValueError(f"--stream writes labels as TIFF, and no other format than {LABELS}: leave --format out")
 
 
 def _check_stems(name: str, form: Format, sources: Sequence[Source]) -> None:
@@ -188,12 +256,14 @@ def _entry(form: Format, file_name: str, result: Segmentation) -> dict[str, Any]
 class VideoSinks:
     """All places where the frames of one video go."""
 
-    def __init__(self, sinks: Sequence[Any]) -> None:
-        self._sinks = sinks
+    def __init__(self, sinks: Sequence[Any], change: Callable[[Segmentation], Segmentation]) -> None:
+        """``change`` is applied to every result."""
+        self._sinks, self._change = sinks, change
         self._open = ExitStack()
 
     def frame(self, bgr: ImageArray, result: Segmentation) -> None:
         """Take the next frame."""
+        result = self._change(result)
         for sink in self._sinks:
             sink.frame(bgr, result)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import shutil
@@ -28,6 +29,10 @@ def _predict(folder: Path, *more: object, system: str = "alignzeg") -> str:
     return command("predict", "--model", finished_run(system), "--input", "photo.png", "--output", "out", *more)
 
 
+def _done(said: str) -> bool:
+    return "1 of 1 files done" in said
+
+
 def _weights(
     name: str, content: bytes | Callable[[Path], Any], words: tuple[str, ...] | None, file: str = "model.pth"
 ) -> Case:
@@ -38,9 +43,7 @@ def _weights(
         return _predict(folder, "--weights", file)
 
     named = None if words is None else (file, *words)
-    return Case(
-        KIND, f"weights: {name}", run, named, None if words is not None else lambda said: "1 of 1 files done" in said
-    )
+    return Case(KIND, f"weights: {name}", run, named, None if words is not None else _done)
 
 
 def _changed(name: str, change: Content, words: tuple[str, ...] | None) -> Case:
@@ -72,6 +75,12 @@ def _folder(name: str, spoil: Callable[[Path], Any], words: tuple[str, ...] | No
         return command("predict", "--model", "run", "--input", "photo.png", "--output", "out")
 
     return Case(KIND, f"folder: {name}", run, words, reads)
+
+
+def _as_saved(run: Path) -> Path:
+    """Leave the weights that save-pretrained would write, as the only ones of a run's folder; the file."""
+    (run / "model_final.pth").unlink()
+    return (run / "model_final.safetensors").rename(run / "model.safetensors")
 
 
 def _clip(
@@ -202,8 +211,22 @@ def cases(rng: random.Random) -> list[Case]:
             "frozen parts as a list", {"system": "AlignZeg", "vocabulary": None, "trained": [], "frozen": [1]}, ("frozen",)
         ),
         _record("a system that is a number", {"system": 3, "vocabulary": None, "trained": [], "frozen": {}}, ("3",)),
-        _folder("as it should be", lambda run: None, None, lambda said: "1 of 1 files done" in said),
-        _folder("no checkpoint", lambda run: (run / "model_final.pth").unlink(), ("model_final.pth",)),
+        _folder("as it should be", lambda run: None, None, _done),
+        _folder("no checkpoint", lambda run: [file.unlink() for file in run.glob("model_final.*")], ("model_final.pth",)),
+        _folder("safetensors alone", lambda run: (run / "model_final.pth").unlink(), None, _done),
+        _folder("a saved model", _as_saved, None, _done),
+        _folder("a saved model that is cut off", lambda run: os.truncate(_as_saved(run), 5000), ("model.safetensors",)),
+        _folder(
+            "a saved model beside a pickle",
+            lambda run: write(_as_saved(run).with_name("model_final.pth"), pickle.dumps({"model": {}})),
+            None,
+            _done,
+        ),
+        _folder(
+            "a saved model whose record is no JSON",
+            lambda run: safetensors.torch.save_file({"a": torch.zeros(3)}, _as_saved(run), {"zeroshot_d2": "{"}),
+            ("model.safetensors", "record"),
+        ),
         _folder("no config", lambda run: (run / "config.yaml").unlink(), ("config.yaml",)),
         _folder("an empty config", lambda run: write(run / "config.yaml", ""), ("config.yaml", "META_ARCHITECTURE")),
         _folder(

@@ -4,8 +4,9 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 
-from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder, resize_positions
+from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder
 from alignzeg_d2.modeling.semantic_decoder import SemanticDecoder
+from zeroshot_d2.clip.towers import resize_positions
 
 
 def small_vit(act_layer=QuickGELU):
@@ -138,3 +139,28 @@ def test_resized_positions_keep_constants_and_at_their_own_size_all(mode):
     torch.testing.assert_close(resize_positions(positions, (2, 3), (2, 3), mode), positions, rtol=1e-5, atol=1e-6)
     constant = torch.ones(6, 1) * torch.randn(5)
     torch.testing.assert_close(resize_positions(constant, (2, 3), (4, 5), mode), constant[:1].expand(20, 5))
+
+
+@pytest.mark.parametrize("options", [{"num_prompts": 5}, {"num_prompts": 5, "prompted_layers": 2, "train_positions": True}])
+def test_checkpointed_activations_change_what_is_kept_and_not_what_is_learnt(options):
+    vit = small_vit()
+    images = torch.randn(2, 3, 32, 32)
+    kept, results = [], []
+    for checkpointed in (False, True):
+        torch.manual_seed(1)
+        trunk = ClipImageEncoder(vit, num_layers=3, tap=2, checkpoint_activations=checkpointed, **options).train()
+        sizes = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            z_clip, tokens = trunk(images)
+        learnt = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(z_clip.square().sum() + tokens.square().sum(), learnt)
+        kept.append(sum(sizes))
+        results.append([z_clip, tokens, *gradients])
+    for plain, again in zip(*results, strict=True):
+        torch.testing.assert_close(plain, again)
+    assert kept[1] < kept[0] / 3

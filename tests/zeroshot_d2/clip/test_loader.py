@@ -1,6 +1,8 @@
 """CLIP by name: names, tags, files, and the errors that spare silently wrong activations."""
 
+import contextlib
 import json
+import re
 
 import open_clip
 import pytest
@@ -13,11 +15,15 @@ from zeroshot_d2.clip.loader import (
     DEMO_CLIP_WEIGHTS,
     PIXEL_MEAN,
     PIXEL_STD,
+    DownloadFailed,
+    _check_activation,
     _published,
     create_clip,
     fingerprint,
     get_tokenizer,
+    pixel_stats,
 )
+from zeroshot_d2.pixel_stats import PixelStats
 from zeroshot_d2.storage import file_sha256
 
 QUICK_NAME, PLAIN_NAME = "test-tiny-quickgelu", "test-tiny"
@@ -202,3 +208,60 @@ def test_tokenizer_by_name():
 def test_pixel_statistics_are_those_of_clip():
     assert pytest.approx((122.7709, 116.7460, 104.0937), abs=1e-3) == PIXEL_MEAN
     assert pytest.approx((68.5005, 66.6322, 70.3232), abs=1e-3) == PIXEL_STD
+
+
+# ---- activations and pixel statistics of open_clip's tags ----
+
+
+def test_every_tag_goes_with_its_model_or_the_message_names_the_model():
+    refused = 0
+    for name, tag in open_clip.list_pretrained():
+        try:
+            _check_activation(name, tag)
+        except ValueError as error:
+            refused += 1
+            other = re.search(r"Use '([^']+)'", str(error))[1]
+            assert tag in open_clip.list_pretrained_tags_by_model(other)
+            _check_activation(other, tag)
+    assert refused > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "right"),
+    [
+        ("ViT-B-16", "openai", False),
+        ("ViT-B-16", "dfn2b", False),
+        ("ViT-L-14-quickgelu", "dfn2b", True),
+        ("ViT-L-14", "dfn2b_s39b", True),
+        ("ViT-H-14", "dfn5b", False),
+        ("ViT-H-14-378-quickgelu", "dfn5b", True),
+        ("ViT-L-14", "metaclip_400m", False),
+        ("ViT-L-14-quickgelu", "metaclip_fullcc", True),
+        ("ViT-B-16", "laion2b_s34b_b88k", True),
+        ("ViT-L-14", "datacomp_xl_s13b_b90k", True),
+        ("EVA02-B-16", "merged2b_s8b_b131k", True),
+        ("ViT-B-16-SigLIP", "webli", True),
+        ("roberta-ViT-B-32", "laion2b_s12b_b32k", True),  # described without its activation, and has no twin
+    ],
+)
+def test_activations_of_the_families_of_weights(name, tag, right):
+    assert tag in open_clip.list_pretrained_tags_by_model(name)
+    with contextlib.nullcontext() if right else pytest.raises(ValueError, match=f"Use '{name}-quickgelu'"):
+        _check_activation(name, tag)
+
+
+def test_pixel_statistics_follow_the_tag():
+    clip, half = PixelStats(PIXEL_MEAN, PIXEL_STD), PixelStats((127.5,) * 3, (127.5,) * 3)
+    for name, tag in (("ViT-L-14-quickgelu", "dfn2b"), ("ViT-L-14", "laion400m_e32"), ("EVA02-B-16", "merged2b_s8b_b131k")):
+        assert pixel_stats(name, tag) == [clip]
+    for name, tag in (("ViT-L-14", "laion2b_s32b_b82k"), ("ViT-B-16-SigLIP", "webli")):
+        assert pixel_stats(name, tag) == [half]
+    assert set(pixel_stats("ViT-L-14", "/some/file.pt")) == {clip, half}  # whichever tag it was
+    assert pixel_stats("ViT-L-14", "") == [] and pixel_stats(PLAIN_NAME, "/some/file.pt") == []
+    assert pixel_stats(DEMO_CLIP_NAME, "bundled") == [clip] and pixel_stats(DEMO_CLIP_NAME, "") == []
+
+
+def test_a_tokenizer_that_cannot_be_had():
+    message = "tokenizer of 'ViT-B-16-SigLIP' could not be loaded.*timm/ViT-B-16-SigLIP.*transformers"
+    with pytest.raises(DownloadFailed, match=message):
+        get_tokenizer("ViT-B-16-SigLIP")

@@ -1,5 +1,6 @@
 """Text prototypes against open_clip's own encode_text."""
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,18 @@ def test_synonyms_lie_between(random_clip):
     tokenizer = get_tokenizer(DEMO_CLIP_NAME)
     one, other, both = embed_prompts(random_clip, tokenizer, ["red tile", "dark water", "red tile|dark water"], ["{}"])
     torch.testing.assert_close(both, F.normalize(one + other, dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_synonyms_with_weights(random_clip):
+    tokenizer = get_tokenizer(DEMO_CLIP_NAME)
+    prompts = ["red tile", "dark water", "red tile *3|dark water *0.5"]
+    one, _, both = embed_prompts(random_clip, tokenizer, prompts, ["{}", "a {}"])
+    (alone,) = embed_prompts(random_clip, tokenizer, ["red tile *7"], ["{}", "a {}"])
+    torch.testing.assert_close(alone, one, rtol=1e-4, atol=1e-5)
+    # Each is a sum of two unit vectors, whose length tells how far the templates lie apart.
+    texts = [embed_prompts(random_clip, tokenizer, [p], [t])[0] for p in prompts[:2] for t in ("{}", "a {}")]
+    expected = 3 * (texts[0] + texts[1]) + 0.5 * (texts[2] + texts[3])
+    torch.testing.assert_close(both, F.normalize(expected, dim=0), rtol=1e-4, atol=1e-5)
 
 
 def test_texts_longer_than_the_context_are_cut(random_clip):
@@ -148,3 +161,19 @@ def test_a_class_that_is_cut_is_said(embeddings, caplog):
     caplog.clear()
     embeddings(["red tile", "dark sand"])
     assert "are cut" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["EVA02-B-16", "ViT-B-16-SigLIP"])
+def test_a_text_tower_beside_the_model_gives_the_same_as_its_own_encoding(name, monkeypatch):
+    """EVA02's and SigLIP's text towers, small: the one is causal, the other is not."""
+    config = open_clip.get_model_config(name)
+    small = {**config["text_cfg"], "width": 64, "heads": 1, "layers": 2, "vocab_size": 49408}
+    vision = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}
+    torch.manual_seed(0)
+    clip = open_clip.CustomTextCLIP(64, vision, small).eval()
+    tokenizer = open_clip.SimpleTokenizer(context_length=small.get("context_length", 77))
+    monkeypatch.setattr(text, "get_tokenizer", lambda name: tokenizer)
+    with torch.no_grad():
+        expected = [clip.encode_text(tokenizer([f"a {name}"]), normalize=True) for name in NAMES]
+    embeddings = ClipTextEmbeddings(name=name, pretrained="", templates=["a {}"], weights_hash="2" * 64)
+    torch.testing.assert_close(embeddings(NAMES, clip=clip), torch.cat(expected), rtol=1e-4, atol=1e-5)

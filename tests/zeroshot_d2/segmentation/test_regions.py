@@ -22,7 +22,7 @@ def test_connected_regions_are_opencv_s():
     assert {(r.index, r.box, r.area, np.ascontiguousarray(r.mask()).tobytes()) for r in regions} == expected
     assert len(regions) == len(expected) > 10
     for region in regions:
-        assert region.score == pytest.approx(float(found.best[region.mask()].mean()), rel=1e-5)
+        assert region.score == pytest.approx(float(found.confidence[region.mask()].mean()), rel=1e-5)
 
 
 def test_small_regions_are_left_out():

@@ -94,7 +94,7 @@ class LabelStudioFormat(Format):
         add_prefix_argument(parser)
 
     def image(self, file_name: str, found: Segmentation) -> dict[str, Any]:
-        return {"score": rounded(float(found.best.mean(dtype=np.float64))), "result": brush_regions(found)}
+        return {"score": rounded(float(found.confidence.mean(dtype=np.float64))), "result": brush_regions(found)}
 
     def collect(self, entries: Callable[[], Iterator[Entry]]) -> None:
         prefix, model = self.settings.args.image_prefix, self.settings.model

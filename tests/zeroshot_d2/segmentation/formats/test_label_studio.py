@@ -57,7 +57,7 @@ def test_tasks_and_interface(tmp_path):
     for task, result in zip(tasks, found, strict=True):
         (prediction,) = task["predictions"]
         assert prediction["model_version"] == "Toy"
-        assert prediction["score"] == pytest.approx(float(result.best.mean()), abs=1e-5)
+        assert prediction["score"] == pytest.approx(float(result.confidence.mean()), abs=1e-5)
         for region in prediction["result"]:
             assert (region["from_name"], region["to_name"]) == (brush.get("name"), image.get("name"))
             assert (region["original_height"], region["original_width"]) == result.labels.shape
