@@ -172,12 +172,12 @@ def thresholds_figure(split: ClassSplit, scores: Scores, present: Flags, of_all:
     dots.scatter([cuts[k].threshold for k in shown], rows, s=14, c=[UNSEEN_COLOR if unseen[k] else INK for k in shown])
     dots.axvline(of_all.threshold, color=MUTED, linestyle="--", linewidth=1)
     dots.set_yticks(rows, [starred(split.names[k], unseen[k]) for k in shown])
-    for text, k in zip(dots.get_yticklabels(), shown, strict=True):
-        if unseen[k]:
-            mark_unseen(text)
     dots.set_ylim(-0.7, max(len(shown), 1) - 0.3)
     left_out = f", {len(shown)} of {len(cuts)}" if len(shown) < len(cuts) else ""
     dots.set_title(f"thresholds of classes{left_out}", fontsize=9, color=INK)
     dots.set_xlabel("score (dashed: the threshold of all)", fontsize=9, color=INK)
     plain_axes(dots, grid="x")
+    for text, k in zip(dots.get_yticklabels(), shown, strict=True):
+        if unseen[k]:
+            mark_unseen(text)
     return finish(figure)

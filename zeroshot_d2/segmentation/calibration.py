@@ -136,7 +136,11 @@ class Calibrator:
         lines = [
             f"threshold {threshold:g}: {100 * right[at]:.1f} % of the pixels that keep their class are right, "
             f"{100 * right[0]:.1f} % without a threshold",
-            *(f"{kind} pixels that keep a class: {100 * counts.kept(kind)[at]:.1f} %" for kind in KINDS),
+            *(
+                f"{kind} pixels that keep a class: {100 * counts.kept(kind)[at]:.1f} %"
+                for kind in KINDS
+                if counts.all[kind].any()
+            ),
         ]
         figure = threshold_figure(counts, threshold, *example, predictor.colors)
         return Calibration({"threshold": threshold, "accuracy": args.accuracy, "curve": curve}, figure, lines)
@@ -169,6 +173,8 @@ def threshold_figure(
 
 def _draw_curves(axes: Axes, title: str, curves: Mapping[str, npt.NDArray[np.float64]], threshold: float) -> None:
     for kind, values in curves.items():
+        if np.isnan(values).all():  # there are no such pixels
+            continue
         label, color = _STYLES[kind]
         axes.plot(np.arange(STEPS) / STEPS, 100 * values, color=color, label=label)
     axes.axvline(threshold, color=INK, linestyle="--", linewidth=1)
