@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+HUB = "https://huggingface.co"  # which shows a Space within its own page
 DEMOS = ("demo/alignzeg.yaml", "demo/epsilon.yaml")
 
 
@@ -25,7 +26,7 @@ def options(environment: Mapping[str, str]) -> list[str]:
     return [
         *("--host", "0.0.0.0"),
         *(word for model in models for word in ("--model", model)),
-        *(("--allow-host", host) if host else ()),
+        *(("--allow-host", host, "--allow-frame", HUB) if host else ()),
     ]
 
 

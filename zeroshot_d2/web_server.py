@@ -67,6 +67,7 @@ KINDS: tuple[tuple[type, tuple[type, ...]], ...] = (  # what the inputs of a cal
     (gr.Slider, (int, float)),
     (gr.Dataset, (int,)),
 )
+NOBODY = "'none'"
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # The fonts of the system: a page that works without a network loads none.
 THEME = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
@@ -82,13 +83,25 @@ footer {display: none !important}
 .captioned img {width: 100%; border-radius: 4px}
 .captioned figcaption {font-size: 13px; line-height: 1.3; margin-top: 4px; white-space: pre-line}
 """
-HEADERS = {
-    # Gradio's page asks content networks for scripts otherwise; and nobody may put it into a frame.
-    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; "
-    "base-uri 'self'; form-action 'self'",
-    "X-Frame-Options": "DENY",
-    "X-Content-Type-Options": "nosniff",
-}
+
+
+def headers(frames: Sequence[str] = ()) -> dict[str, str]:
+    """Of every answer; ``frames``: pages that may show this one within them."""
+    return {
+        # Gradio's page asks content networks for scripts otherwise.
+        "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+        f"frame-ancestors {' '.join(frames) or NOBODY}; base-uri 'self'; form-action 'self'",
+        "X-Content-Type-Options": "nosniff",
+        # For old browsers, to which no others can be named.
+        **({} if frames else {"X-Frame-Options": "DENY"}),
+    }
+
+
+def origin(text: str) -> str:
+    """An argparse type: the origin of a page, ``https://HOST`` or ``https://HOST:PORT``."""
+    if not re.fullmatch(r"https?://(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:\d{1,5})?", text):
+        raise argparse.ArgumentTypeError(f"must be the origin of a page, such as https://huggingface.co, got {text!r}")
+    return text
 
 
 # ------------------------------------------------------------------------------------------------------ the options
@@ -136,6 +149,14 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help="a further name by which browsers reach the page; may be repeated. It always answers to its own address",
+    )
+    parser.add_argument(
+        "--allow-frame",
+        action="append",
+        type=origin,
+        default=[],
+        metavar="ORIGIN",
+        help="a page, such as https://huggingface.co, that may show this one within it; may be repeated. Default: none may",
     )
     parser.add_argument(
         "--auth",
@@ -306,7 +327,14 @@ class Door:
     """Lets through what the page itself asks for, from its own address, within the limits (an ASGI middleware)."""
 
     def __init__(
-        self, app: ASGIApp, *, limits: Limits, visitors: Visitors, names: Collection[str], functions: Functions
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        visitors: Visitors,
+        names: Collection[str],
+        functions: Functions,
+        frames: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -314,8 +342,9 @@ class Door:
             limits, visitors: see there.
             names: host names that browsers may use, beside the address that they reached.
             functions: the page's events, see :func:`functions_of`.
+            frames: see :func:`headers`.
         """
-        self.app = app
+        self.app, self._headers = app, headers(frames)
         self._limits, self._visitors, self._functions = limits, visitors, functions
         self._names = {"localhost", "127.0.0.1", "::1", *(name.strip("[]").lower() for name in names)}
         self.stored = 0  # bytes in the folder of uploads; counted anew by :func:`_housekeeping`
@@ -339,7 +368,7 @@ class Door:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(self._headers)
             await send(message)
 
         try:
@@ -633,6 +662,7 @@ def start(
     host: str = "127.0.0.1",
     port: int = 7860,
     names: Collection[str] = (),
+    frames: Sequence[str] = (),
     auth: list[tuple[str, str]] | None = None,
 ) -> str:
     """Serve a page in the background until ``page.close()``; its address.
@@ -643,12 +673,15 @@ def start(
         limits: see there.
         host, port: where to listen.
         names: host names that browsers may use, beside the address itself.
+        frames: origins of pages that may show this one within them.
         auth: (user, password) of those who may use the page; None: everyone.
     """
     visitors, doors = Visitors(), []
 
     def door(app: ASGIApp) -> Door:
-        doors.append(Door(app, limits=limits, visitors=visitors, names={host, *names}, functions=functions_of(page)))
+        named = {host, *names}
+        functions = functions_of(page)
+        doors.append(Door(app, limits=limits, visitors=visitors, names=named, functions=functions, frames=frames))
         return doors[-1]
 
     @contextlib.asynccontextmanager
@@ -682,7 +715,7 @@ def serve(page: gr.Blocks, folder: Path, args: argparse.Namespace, auth: list[tu
     """Serve a page as :func:`add_server_arguments` says, until Ctrl+C or SIGTERM."""
     # What strangers type must not fill the user's cache.
     with environment({"ZEROSHOT_D2_CACHE": str(folder / "cache")}):
-        where = {"host": args.host, "port": args.port, "names": args.allow_host}
+        where = {"host": args.host, "port": args.port, "names": args.allow_host, "frames": args.allow_frame}
         url = start(page, folder, limits=limits_of(args), auth=auth, **where)
         if not is_loopback(args.host):
             print(

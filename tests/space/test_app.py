@@ -56,7 +56,19 @@ def test_models_and_the_host_of_a_space(app, calls, monkeypatch):
     monkeypatch.delenv("GRADIO_ROOT_PATH", raising=False)
     assert app.start([]) == 0
     assert calls == [
-        ["web", "--host", "0.0.0.0", "--model", "runs/a", "--model", "runs/b", "--allow-host", "user-name.hf.space"]
+        [
+            "web",
+            "--host",
+            "0.0.0.0",
+            "--model",
+            "runs/a",
+            "--model",
+            "runs/b",
+            "--allow-host",
+            "user-name.hf.space",
+            "--allow-frame",
+            "https://huggingface.co",
+        ]
     ]
     assert app.os.environ["GRADIO_ROOT_PATH"] == "https://user-name.hf.space"
     del app.os.environ["GRADIO_ROOT_PATH"]

@@ -20,7 +20,7 @@ import pytest
 
 gr = pytest.importorskip("gradio", reason="the extra 'web' is not installed")
 from zeroshot_d2 import web, web_server  # noqa: E402
-from zeroshot_d2.web_server import Limits  # noqa: E402
+from zeroshot_d2.web_server import Limits, headers  # noqa: E402
 
 LIMITS = Limits(upload_mb=1, stored_mb=8, waiting=3, seconds=3, kept_seconds=4)
 POLICY = {
@@ -203,6 +203,17 @@ def test_a_page_has_its_title_and_tabs_and_asks_nothing_of_other_hosts(ask):
     assert "default-src 'self'" in headers["Content-Security-Policy"] and "http" not in headers["Content-Security-Policy"]
     css = ask("/theme.css")[2].decode()
     assert "system-ui" in css and not re.findall(r"@import|@font-face|url\((?![\"']?data:)", css)
+
+
+def test_pages_that_may_show_this_one():
+    assert "frame-ancestors 'none';" in headers()["Content-Security-Policy"] and headers()["X-Frame-Options"] == "DENY"
+    framed = headers(["https://huggingface.co", "http://127.0.0.1:8000"])
+    assert "frame-ancestors https://huggingface.co http://127.0.0.1:8000;" in framed["Content-Security-Policy"]
+    assert "X-Frame-Options" not in framed
+    assert parse("--allow-frame", "https://a.example:81").allow_frame == ["https://a.example:81"]
+    for text in ("huggingface.co", "*", "https://a b", "https://a;script-src *", "https://", "https://a.example/path"):
+        with pytest.raises(SystemExit):
+            parse("--allow-frame", text)
 
 
 @pytest.mark.parametrize("path", ["/", "/config", "/nothing", "/theme.css", "/gradio_api/file=/etc/passwd"])
