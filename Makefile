@@ -21,7 +21,7 @@ PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check
 PINNED  := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 READY   := $(VENV)/.setup-done
-EXTRAS  ?= opencv,data,demo,web,export,tiff,docs,dev
+EXTRAS  ?= opencv,data,demo,web,export,tiff,wandb,docs,dev
 
 .PHONY: help setup demo test test-fast test-oldest test-formats lint docs dist clean
 
