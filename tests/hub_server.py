@@ -6,16 +6,16 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants, file_download
+from loopback_server import listening
 
 TOKEN = "hf_loopback"
 
@@ -147,17 +147,8 @@ def serving() -> Iterator[Hub]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
-    thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    hub.address = f"http://127.0.0.1:{listening.server_port}"
-    try:
+    with listening(Handler) as hub.address:
         yield hub
-    finally:
-        listening.shutdown()
-        listening.server_close()
-        thread.join()
 
 
 def _oid(data: bytes) -> str:

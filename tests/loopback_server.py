@@ -42,6 +42,21 @@ class Server:
 
 
 @contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server on loopback with this handler of requests; its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
 def serving() -> Iterator[Server]:
     """A server on loopback, until the block ends."""
     behaviour = Server()
@@ -73,14 +88,5 @@ def serving() -> Iterator[Server]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
-    thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    behaviour.address = f"http://127.0.0.1:{listening.server_port}"
-    try:
+    with listening(Handler) as behaviour.address:
         yield behaviour
-    finally:
-        listening.shutdown()
-        listening.server_close()
-        thread.join()

@@ -191,8 +191,8 @@ profile = dict(driver="GTiff", count=3, dtype="uint8", height=side, width=side, 
 with rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(path, "w", photometric="RGB", **profile) as target:
     for top in range(0, side, 1000):
         target.write(np.roll(band, top // 10, axis=2), window=Window(0, top, side, 1000))
-keys = "TEST.SLIDE.ENABLED True TEST.SLIDE.WINDOW 1024 TEST.SLIDE.STRIDE 768 "
-keys += "INPUT.MIN_SIZE_TEST 4096 INPUT.MAX_SIZE_TEST 4096"
+keys = "TEST.SLIDE.ENABLED True TEST.SLIDE.WINDOW 512 TEST.SLIDE.STRIDE 384 "
+keys += "INPUT.MIN_SIZE_TEST 2048 INPUT.MAX_SIZE_TEST 2048"
 words = f"--config-file demo/alignzeg.yaml --weights {weights} --input {path} --stream --output {output} {keys}"
 assert predict.main(words.split()) == 0
 with rasterio.open(output / "large_labels.tif") as labels:
@@ -204,7 +204,7 @@ print(megabytes("VmHWM"))
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_tiff_of_20000_pixels_takes_less_than_2_gigabytes(alignzeg_checkpoint, tmp_path):
-    """In 36 windows of 1024 pixels, at 4096."""
+    """In 25 windows of 512 pixels, at 2048."""
     script = [sys.executable, "-W", "ignore", "-c", _LARGE, str(tmp_path / "large.tif"), str(alignzeg_checkpoint)]
     done = subprocess.run(
         [*script, str(tmp_path / "out")], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False
