@@ -69,7 +69,8 @@ class PlainSemanticDecoder(nn.Module):
         return decoder.projection(decoder.ln_post(x[:, :q]))
 
 
-def build(num_prompts: int = 0) -> AlignZeg:
+def config(num_prompts: int = 0, options: Sequence[object] = ()) -> CfgNode:
+    """That of full-size AlignZeg with random weights on the CPU; ``options`` are KEY, VALUE, KEY, VALUE, ..."""
     cfg: CfgNode = get_cfg()
     add_alignzeg_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
@@ -77,19 +78,25 @@ def build(num_prompts: int = 0) -> AlignZeg:
     cfg.MODEL.ALIGNZEG.CLIP.PRETRAINED = ""
     cfg.MODEL.ALIGNZEG.CLIP.NUM_PROMPTS = num_prompts
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def build(num_prompts: int = 0) -> AlignZeg:
     torch.manual_seed(0)
-    return build_model(cfg)
+    return build_model(config(num_prompts))
 
 
-def inputs(count: int) -> list[dict[str, Any]]:
+def inputs(count: int, size: int = SIZE, classes: Sequence[str] = CLASSES) -> list[dict[str, Any]]:
+    """Random square images, with labels of 16 blocks each."""
     generator = torch.Generator().manual_seed(0)
-    blocks = torch.randint(0, len(CLASSES), (count, 4, 4), generator=generator).float()
-    sem_seg = F.interpolate(blocks[:, None], size=(SIZE, SIZE))[:, 0].long()
+    blocks = torch.randint(0, len(classes), (count, 4, 4), generator=generator).float()
+    sem_seg = F.interpolate(blocks[:, None], size=(size, size))[:, 0].long()
     return [
         {
-            "image": torch.randint(0, 256, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8),
+            "image": torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8),
             "sem_seg": labels,
-            "vocabulary": CLASSES,
+            "vocabulary": classes,
         }
         for labels in sem_seg
     ]
@@ -106,9 +113,10 @@ def measure(step: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-def fix_prototypes(model: AlignZeg) -> None:
+def fix_prototypes(model: AlignZeg, num_classes: int = len(CLASSES)) -> None:
     """Random prototypes in place of the text tower's, whose time is a case of its own."""
-    prototypes = F.normalize(torch.randn(len(CLASSES), 512), dim=-1)
+    width = model.classifier.background_prototypes.shape[1]
+    prototypes = F.normalize(torch.randn(num_classes, width, device=model.device), dim=-1)
     model.text_embeddings = lambda prompts, clip=None: prototypes  # type: ignore[assignment]
 
 

@@ -49,7 +49,13 @@ class UnreadableImage(ValueError):
     """A file that exists but is no image, is damaged, too large, or of a kind whose meaning is not clear; it is named."""
 
 
-def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> ImageArray:
+def read_image(
+    path: PathLike,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] | None = None,
+    at_least: tuple[int, int] | None = None,
+) -> ImageArray:
     """A photo as an image viewer shows it: upright by its EXIF tag, the first frame, transparency on white, in sRGB.
 
     16-bit values are divided by 257; floats must lie in [0, 1].
@@ -58,6 +64,9 @@ def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS, formats: Sequenc
         path: the file.
         max_pixels: the largest width times height, known from the header before anything is decoded.
         formats: Pillow's names of the formats that are allowed; None: those of :data:`IMAGE_SUFFIXES`.
+        at_least: (H, W) of the upright image that will do. A JPEG is then decoded at the smallest of 1/8, 1/4 and 1/2 of
+            its size that has as many pixels on both sides, for a part of the time; its values are those of a resized image.
+            Other files, and JPEGs that are not twice as large, have their own size.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -66,7 +75,7 @@ def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS, formats: Sequenc
         FileNotFoundError: there is no such file.
         UnreadableImage: see there.
     """
-    return _read(path, "image", lambda image: _decoded(image, to_rgb)[0], max_pixels, formats)
+    return _read(path, "image", lambda image: _decoded(image, to_rgb, at_least)[0], max_pixels, formats)
 
 
 def read_label_image(
@@ -271,9 +280,14 @@ def _stored(image: Image.Image) -> tuple[int, tuple[int, int]]:
     return _orientation(image), image.size if tags is None else (tags[_WIDTH], tags[_HEIGHT])
 
 
-def _decoded(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[A]]) -> tuple[npt.NDArray[A], int]:
+def _decoded(
+    image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[A]], at_least: tuple[int, int] | None = None
+) -> tuple[npt.NDArray[A], int]:
     """The upright pixels, and the orientation in which they were stored; ``convert`` decodes them."""
     orientation = _orientation(image)
+    if at_least is not None:
+        height, width = at_least[::-1] if orientation in _TURNED else at_least
+        image.draft(None, (max(1, width), max(1, height)))  # of JPEG alone; the mode stays
     pixels = convert(image)
     # Pillow turns TIFF as it decodes it, and takes the tag away.
     return _turned(pixels, _orientation(image) if image.format == "TIFF" else orientation), orientation

@@ -6,7 +6,6 @@ Shapes: Q proposals, T classes in the image, P points, C classes.
 from __future__ import annotations
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from alignzeg_d2.modeling.losses import pairwise_bce_cost, pairwise_dice_cost
@@ -35,6 +34,8 @@ def match(cost: Tensor) -> tuple[Tensor, Tensor]:
     ``cost`` (Q, T) -> indices of proposals and of targets, both (min(Q, T),), ordered by proposal. A cost that is not
     finite (an overflow under AMP) counts as the worst possible instead of stopping the training.
     """
+    from scipy.optimize import linear_sum_assignment  # a quarter of a second to import, and training alone needs it
+
     device, cost = cost.device, cost.cpu()  # Apple's GPUs have no float64
     finite = cost.isfinite()
     largest = cost[finite].abs().max().item() if finite.any() else 0.0

@@ -413,3 +413,78 @@ def test_names_that_no_file_has(name):
     with pytest.raises(FileNotFoundError, match="correct the path") as error:
         read_image(name)
     assert len(str(error.value)) < 500 and "\0" not in str(error.value)
+
+
+# ---- JPEGs at a reduced scale ----
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """(H, W, 3): colours that differ from corner to corner, without detail."""
+    rows, columns = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)[None]
+    planes = [200 * rows + 0 * columns + 20, 0 * rows + 200 * columns + 20, 120 * rows * columns + 60]
+    return np.stack(planes, axis=-1).astype(np.uint8)
+
+
+def reduced(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``image`` resized to (H, W)."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BOX), dtype=np.float64)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "expected"),
+    [
+        ((203, 301), (203, 301)),
+        ((102, 151), (203, 301)),  # half of 203 is 101.5
+        ((101, 150), (102, 151)),
+        ((101, 151), (203, 301)),  # one side is enough
+        ((50, 10), (51, 76)),
+        ((25, 30), (26, 38)),
+        ((1, 1), (26, 38)),
+        ((0, 0), (26, 38)),
+        ((400, 50), (203, 301)),  # larger than the file
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2}])
+def test_a_reduced_jpeg_is_never_smaller_than_asked_for(tmp_path, at_least, expected, options):
+    file = save(tmp_path / "a.jpg", smooth(203, 301), quality=95, **options)
+    whole, found = read_image(file), read_image(file, at_least=at_least)
+    assert found.shape == (*expected, 3) and found.dtype == np.uint8
+    assert np.abs(found - reduced(whole, expected)).max() <= 6
+    np.testing.assert_array_equal(read_image(file), whole)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_is_upright(tmp_path, orientation):
+    file = save(tmp_path / "a.jpg", smooth(64, 160), orientation, quality=95)
+    whole = read_image(file)
+    height, width = whole.shape[:2]
+    found = read_image(file, at_least=(height // 2, width // 2))
+    assert found.shape == (height // 2, width // 2, 3)
+    assert np.abs(found - reduced(whole, found.shape[:2])).max() <= 6
+    # The sides that are asked for are those of the upright image.
+    shape = read_image(file, at_least=(height // 4, width // 2)).shape
+    assert shape == (height // 2, width // 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("L", {}), ("CMYK", {}), ("RGB", {}), ("RGB", {"icc_profile": profile_with_red_and_blue_exchanged()})],
+    ids=["L", "CMYK", "RGB", "RGB with a profile"],
+)
+def test_colours_of_a_reduced_jpeg(tmp_path, mode, options):
+    file = save(tmp_path / "a.jpg", smooth(64, 96), mode=mode, quality=95, **options)
+    whole, found = read_image(file), read_image(file, at_least=(32, 48))
+    assert found.shape == (32, 48, 3)
+    assert np.abs(found - reduced(whole, (32, 48))).max() <= 8
+
+
+def test_other_files_have_their_own_size(tmp_path):
+    for name in ("a.png", "a.webp", "a.tif", "a.bmp"):
+        file = save(tmp_path / name, smooth(64, 96))
+        np.testing.assert_array_equal(read_image(file, at_least=(8, 12)), read_image(file))
+
+
+def test_a_reduced_jpeg_counts_with_all_its_pixels(tmp_path):
+    file = save(tmp_path / "a.jpg", smooth(64, 96))
+    with pytest.raises(UnreadableImage, match="has 96 x 64 pixels, more than 6,143"):
+        read_image(file, max_pixels=6143, at_least=(8, 12))

@@ -12,8 +12,8 @@ import pytest
 
 from zeroshot_d2 import __main__ as program
 from zeroshot_d2 import commands, system
-from zeroshot_d2.__main__ import find_verb, main, summaries, usage
-from zeroshot_d2.cli import import_systems
+from zeroshot_d2.__main__ import find_verb, main, summaries, summaries_of_systems, usage
+from zeroshot_d2.cli import BUILT_IN, import_systems
 from zeroshot_d2.system import System
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,14 +35,30 @@ def test_usage_lists_the_verbs(words, status, capsys):
     assert main(words) == status
     printed = capsys.readouterr().out
     assert printed.startswith("usage: python -m zeroshot_d2 VERB ...")
-    for verb, text in summaries().items():
+    for verb, text in (summaries() | summaries_of_systems()).items():
         assert f"  {verb:<15} {text}\n" in printed
+
+
+def test_verbs_of_the_projects_systems_are_found_without_importing_them():
+    import_systems()
+    built_in = [each for each in system.all_systems() if each.package in BUILT_IN]
+    known = {verb: dotted for each in built_in for verb, dotted in each.verbs.items()}
+    found = summaries_of_systems()
+    assert set(found) == set(known) and known
+    for verb, text in found.items():
+        module, _, function = known[verb].partition(":")
+        assert text == importlib.import_module(module).__doc__.splitlines()[0] and text.endswith(".")
+        assert find_verb(verb) is getattr(importlib.import_module(module), function)
+    script = "import sys; from zeroshot_d2.__main__ import usage; usage(); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and not any(f"'{package}'" in done.stdout for package in BUILT_IN)
 
 
 def test_an_unknown_verb_is_named_and_the_others_are_shown(capsys):
     assert main(["predcit", "--model", "x"]) == 2
     printed = capsys.readouterr()
     assert printed.err == f"error: there is no verb 'predcit'; did you mean predict?\n\n{usage()}\n" and not printed.out
+    assert main(["bias-reprot"]) == 2 and "did you mean bias-report?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [*sorted(VERBS - {"web"}), pytest.param("web", marks=NEEDS_WEB)])

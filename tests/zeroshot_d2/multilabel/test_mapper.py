@@ -9,7 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from zeroshot_d2 import ClassSplit
-from zeroshot_d2.images import UnreadableImage
+from zeroshot_d2.images import UnreadableImage, read_image
+from zeroshot_d2.multilabel import mapper as mapper_module
 from zeroshot_d2.multilabel.mapper import MultiLabelMapper
 from zeroshot_d2.multilabel.registration import register_multilabel
 
@@ -50,6 +51,71 @@ def test_without_augmentation_training_sees_what_testing_sees(epsilon_cfg, recor
     cfg = epsilon_cfg("INPUT.RANDOM_FLIP", "none")
     train, test = (MultiLabelMapper(cfg, is_train=is_train)(record)["image"] for is_train in (True, False))
     assert torch.equal(train, test)
+
+
+def photo(path, height, width, orientation=1):
+    """A JPEG without detail, whose colours differ from corner to corner."""
+    rows, columns = np.linspace(0, 255, height)[:, None], np.linspace(0, 255, width)[None]
+    pixels = np.stack(np.broadcast_arrays(rows, columns, 255 - rows), axis=-1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, quality=95, exif=exif)
+    return str(path)
+
+
+def trained_on(mapper, record, monkeypatch, *, whole):
+    """What training sees in some draws, and the sizes (H, W) that were read."""
+    sizes = []
+
+    def read(path, at_least=None, **rest):
+        image = read_image(path, **rest) if whole else read_image(path, at_least=at_least, **rest)
+        sizes.append(image.shape[:2])
+        return image
+
+    monkeypatch.setattr(mapper_module, "read_image", read)
+    torch.manual_seed(3)
+    return [mapper(record)["image"].float() for _ in range(12)], sizes
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("shares", [(0.7, 1.0), (0.05, 0.3)])
+def test_training_decodes_a_large_jpeg_at_a_scale_that_the_crop_allows(
+    epsilon_cfg, record, tmp_path, monkeypatch, shares, orientation
+):
+    mapper = MultiLabelMapper(epsilon_cfg("INPUT.CROP_SCALE", shares), is_train=True)
+    record["file_name"] = photo(tmp_path / "a.jpg", 301, 403, orientation)
+    whole, whole_sizes = trained_on(mapper, record, monkeypatch, whole=True)
+    found, sizes = trained_on(mapper, record, monkeypatch, whole=False)
+    assert len(set(whole_sizes)) == 1 and any(size < whole_sizes[0] for size in sizes)
+    assert all(torch.equal(a, b) for a, b, size in zip(found, whole, sizes, strict=True) if size == whole_sizes[0])
+    # A crop ends between pixels of the smaller image: its colours lie within two of those, apart from what JPEG loses.
+    assert max(float((a - b).abs().max()) for a, b in zip(found, whole, strict=True)) <= 2 * 255 / min(min(sizes)) + 3
+
+
+@pytest.mark.parametrize("size", [(301, 403), (64, 64), (129, 65), (30, 50), (1, 900), (1000, 128)])
+def test_the_crop_of_a_reduced_image_is_no_smaller_than_the_square(epsilon_cfg, record, tmp_path, monkeypatch, size):
+    mapper = MultiLabelMapper(epsilon_cfg("INPUT.CROP_SCALE", (0.05, 1.0)), is_train=True)
+    record["file_name"] = photo(tmp_path / "a.jpg", *size)
+    drawn, used = mapper.crop.make_params, mapper.crop.transform
+    boxes = []
+    monkeypatch.setattr(mapper.crop, "make_params", lambda inputs: boxes.append(drawn(inputs)) or boxes[-1])
+
+    def transform(image, box):
+        for side, start, axis in (("height", "top", 1), ("width", "left", 2)):
+            assert box[side] >= min(64, boxes[-1][side])
+            assert box[start] >= 0 and box[start] + box[side] <= max(image.shape[axis], boxes[-1][side])
+        return used(image, box)
+
+    monkeypatch.setattr(mapper.crop, "transform", transform)
+    for _ in range(30):
+        assert mapper(record)["image"].shape == (3, 64, 64)
+    assert len(boxes) == 30
+
+
+def test_testing_decodes_whole_images(epsilon_cfg, record, tmp_path, monkeypatch):
+    record["file_name"] = photo(tmp_path / "a.jpg", 640, 640)
+    mapper = MultiLabelMapper(epsilon_cfg(), is_train=False)
+    assert trained_on(mapper, record, monkeypatch, whole=False)[1] == [(640, 640)] * 12
 
 
 def test_bgr(epsilon_cfg, record):
