@@ -140,7 +140,7 @@ class BiasCounts:
     def _labels(self, logits: Tensor, masks: Tensor, truth: IntArray) -> IntArray:
         probabilities = class_probabilities(logits, background_in_softmax=self.background_in_softmax)
         size = (truth.shape[0], truth.shape[1])
-        best = best_classes([PlacedProposals.of_image(probabilities, masks)], output_size=size, chunk_pixels=1 << 18)
+        best = best_classes([PlacedProposals.of_image(probabilities, masks)], output_size=size, chunk_pixels=1 << 16)
         return best.labels.cpu().numpy()
 
     def _count(self, name: str, logits: Tensor, masks: Tensor, truth: IntArray) -> None:

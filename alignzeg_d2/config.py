@@ -136,7 +136,7 @@ def add_proposal_config(cfg: CfgNode) -> None:
     # Evaluate the masks alone: proposals get their class from the ground truth (Table 6).
     alignzeg.TEST.ORACLE = False
     # Output pixels computed at once; bounds the memory of large images.
-    alignzeg.TEST.CHUNK_PIXELS = 262144
+    alignzeg.TEST.CHUNK_PIXELS = 65536
 
     # ---- input ----
     # All encoders see images in RGB, normalised as CLIP expects.

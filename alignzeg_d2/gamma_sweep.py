@@ -36,7 +36,7 @@ def segment_with_gamma(
     output_size: tuple[int, int],
     *,
     background_in_softmax: bool = True,
-    chunk_pixels: int = 262144,
+    chunk_pixels: int = 65536,
 ) -> Tensor:
     """What the model would have predicted with another threshold.
 
@@ -58,7 +58,7 @@ def correct_and_segment(
     output_size: tuple[int, int],
     *,
     background_in_softmax: bool = True,
-    chunk_pixels: int = 262144,
+    chunk_pixels: int = 65536,
 ) -> tuple[Tensor, Labels]:
     """Eq. 7 with another threshold, and the semantic inference that follows it.
 

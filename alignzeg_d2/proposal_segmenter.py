@@ -61,7 +61,7 @@ class ProposalSegmenter(TextSegmenter):
         output: str = "scores",
         background_in_softmax: bool = True,
         return_proposals: bool = False,
-        chunk_pixels: int = 262144,
+        chunk_pixels: int = 65536,
         looks: Looks | None = None,
         **texts: Any,
     ) -> None:

@@ -9,14 +9,18 @@ Shapes: Q proposals, K classes, (h, w) the masks' grid, (H, W) the output.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from zeroshot_d2.segmentation.looks import Axis, Look, Place, regions
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Side in pixels of the tiles in which labels are decided. At 640 pixels it is a cell of the masks' grid, beyond which masks
 # vary too much to rule out many classes.
@@ -65,6 +69,18 @@ class Labels:
     confidence: Tensor
 
 
+def _in_float32(function: F) -> F:
+    """``function`` without the caller's autocast: scores are sums of many small terms."""
+
+    @functools.wraps(function)
+    def computed(found: Sequence[PlacedProposals], **arguments: Any) -> Any:
+        with torch.autocast(found[0].mask_logits.device.type, enabled=False):
+            return function(found, **arguments)
+
+    return computed  # type: ignore[return-value]
+
+
+@_in_float32
 def semantic_scores(
     found: Sequence[PlacedProposals], *, output_size: tuple[int, int], chunk_pixels: int
 ) -> tuple[Tensor, Tensor]:
@@ -80,13 +96,19 @@ def semantic_scores(
     """
     first = found[0].probabilities
     scores, coverage = first.new_empty(first.shape[1], *output_size), first.new_empty(output_size)
+    width = output_size[1]
     for (rows, columns), probabilities, masks in strips(found, output_size, chunk_pixels):
-        part = probabilities.T @ masks.flatten(1)
-        scores[:, rows, columns] = part.view(-1, *masks.shape[1:])
+        # The rows of a class lie together: the product goes where it belongs at once. Tracing, as of fvcore's counter of
+        # operators, knows no ``out``.
+        if columns == slice(0, width) and not torch.jit.is_tracing():
+            torch.mm(probabilities.T, masks.flatten(1), out=scores.flatten(1)[:, rows.start * width : rows.stop * width])
+        else:
+            scores[:, rows, columns] = (probabilities.T @ masks.flatten(1)).view(-1, *masks.shape[1:])
         coverage[rows, columns] = _coverage(masks)
     return scores, coverage
 
 
+@_in_float32
 def best_classes(
     found: Sequence[PlacedProposals], *, output_size: tuple[int, int], chunk_pixels: int, rows: slice | None = None
 ) -> Labels:
@@ -183,6 +205,7 @@ def strips(
         probabilities = _joined([part.probabilities for part in parts])
         columns = [_ColumnsOf(part, across, output_size[1]) for part in parts]
         step = max(1, chunk_pixels // ((across.stop - across.start) * len(parts)))
+        step -= step % _TILE if step > _TILE else 0
         for start in range(down.start, down.stop, step):
             strip = slice(start, min(start + step, down.stop))
             masks = [_masks(part, of_part, strip, output_size[0]) for part, of_part in zip(parts, columns, strict=True)]
