@@ -203,7 +203,7 @@ print(megabytes("VmHWM"))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_a_tiff_of_20000_pixels_takes_less_than_2_gigabytes(alignzeg_checkpoint, tmp_path):
     """A tenth of one, since memory depends on its width and not on its height; $TIFF_ROWS 20000 tries the whole."""
     script = [sys.executable, "-W", "ignore", "-c", _LARGE, str(tmp_path / "large.tif"), str(alignzeg_checkpoint)]
