@@ -29,7 +29,7 @@ from alignzeg_d2.modeling.pbc import correct_bias
 from alignzeg_d2.oracle import masks_at
 from alignzeg_d2.predictor import proposals_of
 from alignzeg_d2.proposal_segmenter import ProposalSegmenter
-from alignzeg_d2.semantic_inference import PlacedProposals, best_classes
+from alignzeg_d2.semantic_inference import CHUNK_PIXELS, PlacedProposals, best_classes
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.cli import Parser, add_model_arguments, folder, positive
 from zeroshot_d2.pictures.command import first_records, load_models, predictions
@@ -140,7 +140,7 @@ class BiasCounts:
     def _labels(self, logits: Tensor, masks: Tensor, truth: IntArray) -> IntArray:
         probabilities = class_probabilities(logits, background_in_softmax=self.background_in_softmax)
         size = (truth.shape[0], truth.shape[1])
-        best = best_classes([PlacedProposals.of_image(probabilities, masks)], output_size=size, chunk_pixels=1 << 16)
+        best = best_classes([PlacedProposals.of_image(probabilities, masks)], output_size=size, chunk_pixels=CHUNK_PIXELS)
         return best.labels.cpu().numpy()
 
     def _count(self, name: str, logits: Tensor, masks: Tensor, truth: IntArray) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from alignzeg_d2.semantic_inference import CHUNK_PIXELS
 from zeroshot_d2.clip.loader import PIXEL_MEAN, PIXEL_STD
 from zeroshot_d2.clip.text import template_set
 from zeroshot_d2.ranges import choice, declare, number, whole
@@ -136,7 +137,7 @@ def add_proposal_config(cfg: CfgNode) -> None:
     # Evaluate the masks alone: proposals get their class from the ground truth (Table 6).
     alignzeg.TEST.ORACLE = False
     # Output pixels computed at once; bounds the memory of large images.
-    alignzeg.TEST.CHUNK_PIXELS = 65536
+    alignzeg.TEST.CHUNK_PIXELS = CHUNK_PIXELS
 
     # ---- input ----
     # All encoders see images in RGB, normalised as CLIP expects.

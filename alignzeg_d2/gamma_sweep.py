@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from alignzeg_d2.inference import PBC, NoCorrection, correct
-from alignzeg_d2.semantic_inference import Labels, PlacedProposals, best_classes
+from alignzeg_d2.semantic_inference import CHUNK_PIXELS, Labels, PlacedProposals, best_classes
 from zeroshot_d2.metrics import numbers_only
 from zeroshot_d2.segmentation.evaluation import ZeroShotSemSegEvaluator, protocol_results
 from zeroshot_d2.segmentation.metrics import confusion_matrix, sum_confusions
@@ -36,7 +36,7 @@ def segment_with_gamma(
     output_size: tuple[int, int],
     *,
     background_in_softmax: bool = True,
-    chunk_pixels: int = 65536,
+    chunk_pixels: int = CHUNK_PIXELS,
 ) -> Tensor:
     """What the model would have predicted with another threshold.
 
@@ -58,7 +58,7 @@ def correct_and_segment(
     output_size: tuple[int, int],
     *,
     background_in_softmax: bool = True,
-    chunk_pixels: int = 65536,
+    chunk_pixels: int = CHUNK_PIXELS,
 ) -> tuple[Tensor, Labels]:
     """Eq. 7 with another threshold, and the semantic inference that follows it.
 

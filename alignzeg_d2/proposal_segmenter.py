@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +32,7 @@ from alignzeg_d2.inference import (
 from alignzeg_d2.modeling.criterion import Criterion, Predictions
 from alignzeg_d2.modeling.gepc.classifier import ProposalClassifier
 from alignzeg_d2.modeling.pbc import ClassIndicator
-from alignzeg_d2.semantic_inference import Labels, PlacedProposals, best_classes
+from alignzeg_d2.semantic_inference import CHUNK_PIXELS, Labels, PlacedProposals, best_classes
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
 from zeroshot_d2.ranges import declare, registered
@@ -61,7 +62,7 @@ class ProposalSegmenter(TextSegmenter):
         output: str = "scores",
         background_in_softmax: bool = True,
         return_proposals: bool = False,
-        chunk_pixels: int = 65536,
+        chunk_pixels: int = CHUNK_PIXELS,
         looks: Looks | None = None,
         **texts: Any,
     ) -> None:
@@ -259,8 +260,8 @@ class ProposalSegmenter(TextSegmenter):
         step = max(1, 16 * self.chunk_pixels // width)
         held: list[PlacedProposals] = []
         first = 0
-        for row in range(len(look.rows.starts)):
-            for place in (place for place in look.places() if place.row == row):
+        for row, places in groupby(look.places(), key=lambda place: place.row):
+            for place in places:
                 window = self.normalised({"image": read(place)})
                 batch = ImageList.from_tensors([window], self.size_divisibility)
                 (mask_logits,), (features,) = self._proposals_at_test_time(batch.tensor)

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from zeroshot_d2.segmentation.looks import Axis, Look, Place, regions
 
-F = TypeVar("F", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+CHUNK_PIXELS = 65536
+"""Output pixels handled at once unless MODEL.ALIGNZEG.TEST.CHUNK_PIXELS says otherwise; few enough for a CPU's caches."""
 
 # Side in pixels of the tiles in which labels are decided. At 640 pixels it is a cell of the masks' grid, beyond which masks
 # vary too much to rule out many classes.
@@ -69,7 +72,7 @@ class Labels:
     confidence: Tensor
 
 
-def _in_float32(function: F) -> F:
+def _in_float32(function: Function) -> Function:
     """``function`` without the caller's autocast: scores are sums of many small terms."""
 
     @functools.wraps(function)

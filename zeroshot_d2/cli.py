@@ -13,7 +13,7 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from .checkpoint import refuse_address, weights_in
 from .class_split import ClassSplit
-from .config_file import BESIDE, merge, path_beside, read_config
+from .config_file import BESIDE, leaves, merge, path_beside, read_config
 from .hub import find_model, is_hub_id
 from .predictor import Predictor
 from .ranges import check_ranges
@@ -208,15 +208,6 @@ def _explained(error: BaseException, cfg: CfgNode) -> str:
 def config_keys(cfg: CfgNode) -> set[str]:
     """All keys of a config, with their sections: "SOLVER.BASE_LR"."""
     return {key for key, _ in leaves(cfg)}
-
-
-def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a config with their sections, and their values."""
-    for name, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 # ------------------------------------------------------------------------------------------------------- arguments

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,15 @@ def _lay_over(upper: Mapping[str, Any], lower: dict[str, Any], file: Path, secti
 def merge(cfg: CfgNode, content: Mapping[str, Any]) -> None:
     """Set the keys of ``cfg`` to what :func:`read_config` returned; errors as yacs raises them."""
     cfg.merge_from_other_cfg(CfgNode(dict(content)))
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a config, or of what its file holds, with their sections ("SOLVER.BASE_LR"), and their values."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def path_beside(config: PathLike, key: str, value: str) -> Path:

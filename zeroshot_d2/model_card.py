@@ -10,8 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from tabulate import tabulate
 
 from .checkpoint import ModelRecord
-from .cli import BUILT_IN, leaves
-from .config_file import BESIDE
+from .cli import BUILT_IN
+from .config_file import BESIDE, leaves
 from .hub import TEMPLATES, WORDS
 from .metrics import numbers_only
 from .system import System, find_system

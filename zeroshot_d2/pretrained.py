@@ -6,7 +6,6 @@ its fingerprint, not contained. The record of :mod:`zeroshot_d2.checkpoint` is i
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,11 +16,12 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from .checkpoint import AVERAGE, FINAL, MODEL_FILE, ModelRecord, weights_in, write_model
-from .cli import leaves, load_config
-from .config_file import BESIDE
+from .cli import load_config
+from .config_file import BESIDE, leaves
 from .hub import CARD, CONFIG, TEMPLATES, WORDS, find_model
 from .model_card import model_card
-from .storage import PathLike, read_json, read_text, write_text
+from .pictures.command import read_results
+from .storage import PathLike, read_text, write_text
 from .trainer import RESULTS_FILE
 from .vocabulary import is_registered, split_of_dataset
 from .word_vectors import WordVectorEmbeddings, write_excerpt
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from .predictor import Predictor
 
+_RESULTS = "file of results"
 _OF_THE_RUN = ("MODEL.WEIGHTS", "OUTPUT_DIR", "MODEL.COMPILE", "SOLVER.WANDB_PROJECT")
 """Keys that say where and how it ran, and nothing of the model."""
 
@@ -90,7 +91,7 @@ def save(
         OSError: a file cannot be written.
     """
     target, cfg, model = Path(folder), predictor.cfg, predictor.model
-    found = results_of(cfg) if results is None else read_results(results)
+    found = results_of(cfg) if results is None else read_results(results, _RESULTS)
     templates, words = _templates(cfg), _word_vectors(model)
     held = {TEMPLATES: templates, WORDS: None if words is None else words.given}
     config = _portable(cfg, {value: name for name, value in held.items() if value is not None})
@@ -121,19 +122,7 @@ def results_of(cfg: CfgNode) -> dict[str, Any] | None:
     if weights.stem != (AVERAGE if cfg.SOLVER.EMA_DECAY else FINAL):
         return None
     file = weights.with_name(RESULTS_FILE)
-    return read_results(file) if file.is_file() else None
-
-
-def read_results(file: PathLike) -> dict[str, Any]:
-    """The content of a results.json: {data set: {metric: value}}.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`zeroshot_d2.storage.read_json`; it is another kind of file.
-    """
-    content = read_json(file, "file of results")
-    if not isinstance(content, dict) or not all(isinstance(numbers, dict) for numbers in content.values()):
-        raise ValueError(f"the file of results {os.fspath(file)} is no results.json of an evaluation: name another one")
-    return content
+    return read_results(file, _RESULTS) if file.is_file() else None
 
 
 def _make_no_model(folder: Path) -> None:

@@ -12,6 +12,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from .class_split import ClassSplit
+from .config_file import leaves
 from .vocabulary import is_registered, split_of_dataset
 
 logger = logging.getLogger(__name__)
@@ -55,14 +56,7 @@ class RunState:
     @property
     def settings(self) -> dict[str, Any]:
         """{key: value} of the config, the keys with dots."""
-        return _flat(yaml.safe_load(self.config))
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        return dict(leaves(yaml.safe_load(self.config)))
 
 
 def check_resumed(saved: RunState, now: RunState, *, force: bool = False) -> bool:

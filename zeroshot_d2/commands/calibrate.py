@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from ..cli import Parser, add_model_arguments, folder, model_config, positive
 from ..pictures.command import check_dataset, first_records
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--dataset {args.dataset}: the model was trained on it, and is too sure there; choose another")
     predictor = build_predictor(cfg)
     predictor.set_vocabulary(MetadataCatalog.get(args.dataset).class_split)
-    records = first_records(args.dataset, min(args.num_images, len(DatasetCatalog.get(args.dataset))))
+    records = first_records(args.dataset, args.num_images)
     found = calibrator.calibrate(predictor, records, args)
     args.output.mkdir(parents=True, exist_ok=True)
     facts = {"system": cfg.MODEL.META_ARCHITECTURE, "dataset": args.dataset, "num_images": len(records)}

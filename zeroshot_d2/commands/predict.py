@@ -19,7 +19,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -90,12 +90,9 @@ class Writer(Protocol):
         """Whether the results of an input are there, whole, and from the same settings."""
         ...
 
-    def reads(self, source: Source) -> bool:
-        """Whether it reads this photo by itself, in :meth:`own`, rather than being given what was read."""
+    def own(self, source: Source) -> Callable[[Predictor], None] | None:
+        """What reads this photo, predicts and writes its results; None where the writer is to be given what was read."""
         ...
-
-    def own(self, predictor: Predictor, source: Source) -> None:
-        """Read a photo, predict and write its results."""
 
     def photo(self, source: Source, bgr: ImageArray, result: Any) -> None:
         """Take the result of a photo."""
@@ -274,12 +271,12 @@ def _predict_share(predictor: Predictor, writer: Writer, work: _Work, index: int
         left_videos = [source for source in videos if not writer.finished(source, is_video=True)]
         outcome.skipped = len(photos) - len(left) + len(videos) - len(left_videos)
         photos, videos = left, left_videos
-    own = [source for source in photos if writer.reads(source)]
-    given = [source for source in photos if not writer.reads(source)]
+    own = {source: work_on for source in photos if (work_on := writer.own(source)) is not None}
+    given = [source for source in photos if source not in own]
     failed = predict_photos(predictor, writer, given, args.output if args.explain else None, quiet=index > 0)
-    for source in tqdm(own, unit="file", disable=index > 0 or not own):
+    for source, work_on in tqdm(own.items(), unit="file", disable=index > 0 or not own):
         try:
-            writer.own(predictor, source)
+            work_on(predictor)
         except UnreadableImage as error:
             failed[source.path] = str(error)
     for source in videos:

@@ -6,7 +6,7 @@ Shapes: K classes, (H, W) the image.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog
 from matplotlib.figure import Figure
 
 from ..class_split import ClassSplit
-from ..config_file import read_yaml
+from ..config_file import leaves, read_yaml
 from ..pictures.command import FigureCommand, Record, first_wanted, load_models, predictions, read_results
 from ..trainer import RESULTS_FILE
 from .pictures import LabelledImage, sweep_figure, top_labels_figure
@@ -82,7 +82,7 @@ def sweep_points(folders: Sequence[Path], key: str, dataset: str | None = None) 
     points: dict[Any, dict[str, list[float]]] = {}
     first: dict[str, Any] | None = None
     for folder in folders:
-        config = dict(_leaves(read_yaml(folder / "config.yaml", "config of a finished run")))
+        config = dict(leaves(read_yaml(folder / "config.yaml", "config of a finished run")))
         if key not in config:
             raise ValueError(f"{folder}/config.yaml has no key {key}: correct it, or the folder")
         first = config if first is None else first
@@ -103,15 +103,6 @@ def sweep_points(folders: Sequence[Path], key: str, dataset: str | None = None) 
         for series, metric in METRICS.items():
             point[series].append(numbers[metric])
     return points
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("MODEL.EPSILON.NUM_GROUPS", 8), ..."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 FIGURES = {

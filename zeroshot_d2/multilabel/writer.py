@@ -81,12 +81,8 @@ class TagWriter:
         self.vocabulary = predictor.vocabulary
         self.threshold = None if args.threshold is None else args.threshold.for_vocabulary(self.vocabulary)
 
-    def reads(self, source: Source) -> bool:
-        """No: photos of tags fit into memory."""
-        return False
-
-    def own(self, predictor: Predictor, source: Source) -> None:
-        """Never called."""
+    def own(self, source: Source) -> None:
+        """None: photos of tags fit into memory."""
 
     def finished(self, source: Source, *, is_video: bool) -> bool:
         """Whether the results of an input are there already, from the same settings."""

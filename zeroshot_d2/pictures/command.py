@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,16 +153,17 @@ def predictions(predictor: Predictor, records: Sequence[Record], **wanted: Any) 
 
 
 # ------------------------------------------------------------------------------------------------------- result files
-def read_results(file: PathLike) -> Mapping[str, Any]:
-    """A ``results.json``: {data set: {metric: value}}.
+def read_results(file: PathLike, what: str = "results") -> dict[str, Any]:
+    """A ``results.json``: {data set: {metric: value}}; ``what`` it is to the reader of a message.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`zeroshot_d2.storage.read_json`; it is no such file.
     """
-    results = read_json(file, "results")
+    results = read_json(file, what)
     if not isinstance(results, dict) or not all(isinstance(numbers, dict) for numbers in results.values()):
         raise ValueError(
-            f"{file} must hold {{data set: {{metric: value}}}}, as a training writes it, got {str(results)[:60]}"
+            f"the {what} {file} is no results.json of an evaluation: it must hold {{data set: {{metric: value}}}}, as a "
+            f"training writes it, got {str(results)[:60]}"
         )
     return results
 

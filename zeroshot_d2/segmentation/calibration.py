@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ..class_split import ClassSplit
 from ..images import ImageArray
-from ..pictures.command import Record, first_wanted, predictions
+from ..pictures.command import Record, predictions
 from ..pictures.style import INK, SERIES_COLORS, UNSEEN_COLOR, finish, new_figure, plain_axes
 from ..predictor import Predictor
 from ..thresholds import Calibration
@@ -118,12 +118,13 @@ class Calibrator:
         """
         split = predictor.vocabulary
         counts = ConfidenceCounts(split)
-        (shown,) = first_wanted(records, 1, lambda record: shows_unseen(read_truth(record), split))
-        example: tuple[ImageArray, Segmentation] | None = None
+        example: tuple[ImageArray, Segmentation] | None = None  # the first image that shows an unseen class, else the first
+        example_shows_unseen = False
         for record, image, found in predictions(predictor, records):
-            counts.add(found, read_truth(record))
-            if record is shown:
-                example = (image, found)
+            truth = read_truth(record)
+            counts.add(found, truth)
+            if example is None or (not example_shows_unseen and shows_unseen(truth, split)):
+                example, example_shows_unseen = (image, found), shows_unseen(truth, split)
         threshold = lowest_threshold(counts, args.accuracy)
         assert example is not None
         at, right = round(threshold * STEPS), counts.accuracy("seen", "unseen")

@@ -138,13 +138,13 @@ class SegmentationWriter:
         return all(self._entries_of(name, source) is not None for name in self.formats)
 
     def _labels_of(self, source: Source) -> str:
-        return "_labels.tif" if self.reads(source) else "_labels.png"
+        return "_labels.png" if self.own(source) is None else "_labels.tif"
 
-    def reads(self, source: Source) -> bool:
-        """Whether :meth:`own` is for this file: with ``--stream`` a TIFF."""
-        return self.stream and source.path.suffix.lower() in SUFFIXES
+    def own(self, source: Source) -> Callable[[Predictor], None] | None:
+        """With ``--stream``, what segments a TIFF file part by part."""
+        return partial(self._streamed, source) if self.stream and source.path.suffix.lower() in SUFFIXES else None
 
-    def own(self, predictor: Predictor, source: Source) -> None:
+    def _streamed(self, source: Source, predictor: Predictor) -> None:
         """Read, segment and write a TIFF file part by part."""
         labels = self.folder / f"{source.name}{self._labels_of(source)}"
         found = segment_file(

@@ -19,6 +19,7 @@ def photo(tmp_path):
 
 
 def given_photos(photo, tmp_path):
+    """The words of `predict` on the photos, with what `calibrate` has written."""
     file = tmp_path / "out" / "thresholds.json"
     return ["--input", str(photo), "--output", str(tmp_path / "p"), "--threshold", str(file)]
 
@@ -35,14 +36,7 @@ def test_segmentation(trained_cfg, tmp_path, photo, capsys):
         assert picture.width > 800
     with pytest.raises(ValueError, match="lower --accuracy"):
         calibrate.main([*words, "--accuracy", "100.5"])
-    given = [
-        "--input",
-        str(photo),
-        "--output",
-        str(tmp_path / "p"),
-        "--threshold",
-        str(tmp_path / "out" / "thresholds.json"),
-    ]
+    given = given_photos(photo, tmp_path)
     assert predict.main([*model, *given]) == 0
     assert read_json(tmp_path / "p" / "vocabulary.json")[-1]["name"] == "other"
 
@@ -55,14 +49,7 @@ def test_labels(trained_cfg, trained_epsilon_cfg, tmp_path, photo, capsys):
     assert "classes have their own (at least 3 positive images)" in capsys.readouterr().out
     content = read_json(tmp_path / "out" / "thresholds.json")
     assert content["of_class"] and content["F1_with_own_thresholds"] >= content["F1"] - 1e-9
-    given = [
-        "--input",
-        str(photo),
-        "--output",
-        str(tmp_path / "p"),
-        "--threshold",
-        str(tmp_path / "out" / "thresholds.json"),
-    ]
+    given = given_photos(photo, tmp_path)
     assert predict.main([*model, *given]) == 0
     least = content["of_class"]
     for entry in read_json(tmp_path / "p" / "photo.json")["classes"]:
