@@ -223,13 +223,20 @@ class Client:
         return self.ask("POST", "/gradio_api/queue/join", json.dumps(call).encode(), {"Content-Type": "application/json"})
 
     def messages(self, leave_after: float | None = None) -> Iterator[dict[str, Any]]:
-        """What the stream of this session says, until it ends or the client leaves."""
+        """What the stream of this session says, until it ends or the client leaves.
+
+        Raises:
+            TimeoutError: it has not ended after :data:`PATIENCE` seconds, whether it still shows signs of life or not.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self.page.port, timeout=leave_after or PATIENCE)
+        end = time.monotonic() + PATIENCE
         with contextlib.closing(connection):
             connection.request("GET", f"/gradio_api/queue/data?session_hash={self.session}")
             response = connection.getresponse()
             try:
                 for line in response:
+                    if time.monotonic() > end:
+                        raise TimeoutError("the stream goes on without an end")
                     if line.startswith(b"data: "):
                         yield json.loads(line[6:])
             except TimeoutError:
@@ -237,16 +244,22 @@ class Client:
                     raise
 
     def result(self) -> tuple[bool, Any, int]:
-        """Whether the call that was joined succeeded, its output, and its place in the queue when it came."""
-        place = 0
+        """Whether the call that was joined succeeded, its output, and its place in the queue when it came.
+
+        The stream is read to its end, as a browser does: for Gradio, one who closes it earlier has left, and the next call of
+        the same session is then dropped with the rest.
+        """
+        place, result = 0, None
         for message in self.messages():
             if message["msg"] == "estimation":
                 place = max(place, message["rank"] + 1)
             if message["msg"] == "process_completed":
                 with self.found.lock:
                     self.found.scripts += SCRIPT in json.dumps(message)
-                return message["success"], message["output"], place
-        raise ConnectionError("the stream ended without a result")
+                result = message["success"], message["output"], place
+        if result is None:
+            raise ConnectionError("the stream ended without a result")
+        return result
 
     # ---- honest ----
     def honest(self) -> str:
@@ -264,14 +277,14 @@ class Client:
                 values[1] = ", ".join(self.rng.sample(SPLIT.names, self.rng.randint(2, 12)))
             outcome = self._timed(button, values)
             if outcome == "answered" and button == "segment" and self.rng.random() < 0.3:
-                outcome = self._timed("gamma", [self.rng.random()])
+                outcome = self._timed("gamma", [self.rng.random(), *self.page.calls["gamma"][1][1:]])
             return outcome
 
     def _timed(self, button: str, values: Sequence[Any]) -> str:
         begin = time.monotonic()
         joined = self.join(button, values)
-        if joined.status == 503:
-            return "queue full"
+        if joined.status != 200:
+            return "queue full" if joined.status == 503 else f"refused: {joined.body.decode(errors='replace')[:200]}"
         success, output, place = self.result()
         with self.found.lock:
             self.found.waits.append((time.monotonic() - begin, place))
