@@ -434,15 +434,20 @@ def training_step(model: AlignZeg, batch: list[dict[str, Any]], optimizer: torch
     return step
 
 
-def product_rate(side: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+def product_rate(
+    side: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """FLOPs per second of a product of two square matrices."""
     a, b = torch.rand(2, side, side, device=device, dtype=dtype)
     torch.mm(a, b)
     synchronise(device)
-    start = time.perf_counter()
+    start = clock()
     torch.mm(a, b)
     synchronise(device)
-    return 2 * side**3 / (time.perf_counter() - start)
+    return 2 * side**3 / (clock() - start)
 
 
 def synchronise(device: torch.device | str) -> None:

@@ -248,9 +248,9 @@ def row(name: str) -> list[str]:
 
 
 def photograph_configs() -> list[str]:
-    """The configs that are not the demo world's, whose trainings are measured in docs/results.md."""
+    """The configs that are not a demo world's, whose trainings are measured in docs/results.md."""
     names = (path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
-    return sorted(name for name in names if not name.startswith("demo/"))
+    return sorted(name for name in names if not name.startswith("demo"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

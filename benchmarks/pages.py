@@ -13,8 +13,18 @@ def put_table(page: Path, begin: str, end: str, table: str) -> None:
     Raises:
         ValueError: the page lacks a mark.
     """
+    before, after = around_table(page, begin, end)
+    write_text(page, f"{before}{begin}\n{table}\n{end}{after}")
+
+
+def around_table(page: Path, begin: str, end: str) -> tuple[str, str]:
+    """What a page has before the first mark and after the second one.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such page, or it lacks a mark.
+    """
     before, first, rest = read_text(page, "page").partition(begin)
     _, last, after = rest.partition(end)
     if not (first and last):
         raise ValueError(f"{page} has no {begin} and {end}: put them where the table should be")
-    write_text(page, f"{before}{begin}\n{table}\n{end}{after}")
+    return before, after

@@ -82,11 +82,10 @@ class _PairSum(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor, positive: Tensor, negative: Tensor, rows_per_chunk: int) -> Tensor:
         """``scores``, ``positive`` and ``negative`` (N, K) -> (N,)."""
         total, gradient = scores.new_zeros(len(scores)), torch.zeros_like(scores)
+        absent = scores.masked_fill(~negative, -torch.inf)  # elsewhere softplus and sigmoid are 0
         image, klass = positive.nonzero(as_tuple=True)  # (P,), (P,)
         for i, k in zip(image.split(rows_per_chunk), klass.split(rows_per_chunk), strict=True):
-            scores_of_image = scores.index_select(0, i)
-            difference = scores_of_image - scores_of_image.gather(1, k[:, None])
-            difference.masked_fill_(~negative.index_select(0, i), -torch.inf)  # softplus and sigmoid are 0 there
+            difference = absent.index_select(0, i).sub_(scores[i, k][:, None])
             total.index_add_(0, i, _softplus(difference).sum(dim=1))
             slope = difference.sigmoid_()
             gradient.index_add_(0, i, slope)
@@ -122,14 +121,11 @@ def diversity_weight(positive: Tensor, label_vectors: Tensor) -> Tensor:
     Returns:
         (N,); 1 for an image with fewer than two labels, whose variance is not defined.
     """
-    present = positive.to(label_vectors.dtype)
-    count = present.sum(dim=1)
-    # Shifted by the mean over the vocabulary: the difference of two squares below then loses no digits.
-    vectors = label_vectors - label_vectors.mean(dim=0)
-    mean = present @ vectors / count.clamp(min=1)[:, None]
-    squares = present @ vectors.square().sum(dim=1)
-    variance = (squares - count * mean.square().sum(dim=1)) / (count - 1).clamp(min=1)
-    return 1 + torch.where(count > 1, variance.clamp(min=0), torch.zeros_like(variance))
+    image, klass = positive.nonzero(as_tuple=True)  # (P,), (P,): few of an image's classes are present
+    vectors, count = label_vectors[klass], positive.sum(dim=1)
+    mean = vectors.new_zeros(len(positive), vectors.shape[1]).index_add(0, image, vectors) / count.clamp(min=1)[:, None]
+    squares = (vectors - mean[image]).square().sum(dim=1)
+    return 1 + squares.new_zeros(len(positive)).index_add(0, image, squares) / (count - 1).clamp(min=1)
 
 
 def group_variance(semantics: Tensor, form: VarianceForm = "groups") -> Tensor:
@@ -145,6 +141,6 @@ def group_variance(semantics: Tensor, form: VarianceForm = "groups") -> Tensor:
     """
     if form == "within":
         return semantics.var(dim=2).sum(dim=1)
-    if semantics.shape[1] == 1:
-        return semantics.sum(dim=(1, 2)) * 0.0
-    return semantics.var(dim=1).sum(dim=1)
+    # Written out, since torch.var is slow over any dimension but the last.
+    deviation = semantics - semantics.mean(dim=1, keepdim=True)
+    return deviation.square().sum(dim=(1, 2)) / max(1, semantics.shape[1] - 1)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+CLASSES_PER_CHUNK = 1024  # 3 MB of products of 96 images with 8 groups in float32
+
 
 class SemanticFuser(nn.Module):
     """S = Linear([GoS; GrS]); with one module alone, a linear map of what there is."""
@@ -37,7 +39,9 @@ def class_scores(semantics: Tensor, label_vectors: Tensor) -> Tensor:
 
     ``semantics`` S (N, G, E), ``label_vectors`` (K, E) -> (N, K). It can be differentiated once.
     """
-    return _BestGroup.apply(semantics, label_vectors)
+    if torch.is_grad_enabled() and (semantics.requires_grad or label_vectors.requires_grad):
+        return _BestGroup.apply(semantics, label_vectors)
+    return (semantics @ label_vectors.T).amax(dim=1)  # what exporters can follow, for any number of classes
 
 
 class _BestGroup(torch.autograd.Function):
@@ -50,7 +54,9 @@ class _BestGroup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, semantics: Tensor, label_vectors: Tensor) -> Tensor:
         """``semantics`` (N, G, E), ``label_vectors`` (K, E) -> (N, K)."""
-        scores, nearest = (semantics @ label_vectors.T).max(dim=1)
+        # Some classes at a time: a CPU's cache then holds the (N, G, K) products until their best is taken.
+        parts = [(semantics @ vectors.T).max(dim=1) for vectors in label_vectors.split(CLASSES_PER_CHUNK)]
+        scores, nearest = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         ctx.save_for_backward(semantics, label_vectors, nearest)
         return scores
 

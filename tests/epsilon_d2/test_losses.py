@@ -163,6 +163,18 @@ def test_diversity_weight_by_hand():
     torch.testing.assert_close(diversity_weight(positive, vectors), torch.tensor([2.0, 3.0, 7 / 3, 1.0, 1.0]))
 
 
+def test_diversity_weight_is_the_variance_of_every_images_vectors():
+    _, vectors, positive = random_case(images=6, classes=9)
+    vectors.requires_grad_()
+    expected = torch.stack(
+        [1 + (vectors[y].var(dim=0).sum() if y.sum() > 1 else torch.zeros((), dtype=vectors.dtype)) for y in positive]
+    )
+    torch.testing.assert_close(diversity_weight(positive, vectors), expected)
+    ours, theirs = (torch.autograd.grad(x.sum(), vectors) for x in (diversity_weight(positive, vectors), expected))
+    torch.testing.assert_close(ours, theirs)
+    assert diversity_weight(positive[:1], vectors).tolist() == [1]  # a batch without any label
+
+
 def test_diversity_weight_of_raw_word_vectors_keeps_its_digits():
     vectors = torch.randn(6, 300, generator=torch.Generator().manual_seed(1)) + 100
     positive = torch.tensor([[True, True, False, True, False, False]])
@@ -173,6 +185,11 @@ def test_diversity_weight_of_raw_word_vectors_keeps_its_digits():
 def test_group_variance_by_hand():
     semantics = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[1.0, 2.0], [1.0, 2.0]]], requires_grad=True)
     assert group_variance(semantics).tolist() == [2.0, 0.0]
+    random, _, _ = random_case()
+    random.requires_grad_()
+    torch.testing.assert_close(group_variance(random), random.var(dim=1).sum(dim=1))
+    ours, theirs = (torch.autograd.grad(x.sum(), random) for x in (group_variance(random), random.var(dim=1).sum(dim=1)))
+    torch.testing.assert_close(ours, theirs)
     one = torch.randn(2, 1, 3, requires_grad=True)
     group_variance(one).sum().backward()
     assert group_variance(one).tolist() == [0, 0] and one.grad.eq(0).all()

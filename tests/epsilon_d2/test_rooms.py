@@ -108,8 +108,10 @@ def plain_class_scores(semantics, vectors):
     return (semantics @ vectors.T).max(dim=1).values
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 6, 5), (1, 1, 3, 2), (2, 9, 1, 3)])
-def test_gradients_of_scores_are_those_of_the_plain_form(shape):
+@pytest.mark.parametrize("classes_per_chunk", [1024, 4])
+@pytest.mark.parametrize("shape", [(3, 4, 6, 5), (1, 1, 3, 2), (2, 9, 1, 3), (2, 3, 8, 4)])
+def test_gradients_of_scores_are_those_of_the_plain_form(shape, classes_per_chunk, monkeypatch):
+    monkeypatch.setattr("epsilon_d2.modeling.semantic_fuser.CLASSES_PER_CHUNK", classes_per_chunk)
     images, groups, classes, width = shape
     generator = torch.Generator().manual_seed(0)
     semantics = torch.randn(images, groups, width, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -122,10 +124,23 @@ def test_gradients_of_scores_are_those_of_the_plain_form(shape):
     (alone,) = torch.autograd.grad(class_scores(semantics, vectors.detach()), semantics, weight)
     torch.testing.assert_close(alone, theirs[0])
     assert torch.autograd.gradcheck(class_scores, (semantics, vectors))
+    with torch.no_grad():
+        torch.testing.assert_close(class_scores(semantics, vectors), expected)
+    torch.testing.assert_close(class_scores(semantics.detach(), vectors.detach()), expected)
 
 
-def test_of_groups_equally_near_one_has_the_gradient():
+def test_scores_refuse_a_second_derivative():
+    semantics = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    vectors = torch.eye(4)
+    (gradient,) = torch.autograd.grad(class_scores(semantics, vectors).square().sum(), semantics, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("classes_per_chunk", [1024, 1])
+def test_of_groups_equally_near_one_has_the_gradient(classes_per_chunk, monkeypatch):
     """The same that torch.max takes."""
+    monkeypatch.setattr("epsilon_d2.modeling.semantic_fuser.CLASSES_PER_CHUNK", classes_per_chunk)
     semantics = torch.tensor([[[1.0, 2.0], [1.0, 2.0], [0.0, 2.0]]], requires_grad=True)
     vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     ours, theirs = (torch.autograd.grad(f(semantics, vectors).sum(), semantics) for f in (class_scores, plain_class_scores))

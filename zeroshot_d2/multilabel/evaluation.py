@@ -48,11 +48,10 @@ from .ranking import (
     FlagArray,
     Float32Array,
     IntArray,
-    average_precision,
+    average_precisions,
     hits_at,
     pooled_average_precision,
     precision_recall_f1,
-    ranked,
 )
 from .registration import NO_NEGATIVES
 from .score_file import ScoreFile
@@ -189,7 +188,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
             self._saver.discard()
         self._scores = ScoreFile(len(self._split), self._folder) if self._complete else None
         self._annotations = Annotations()
-        self._labelled: list[FlagArray] = []
+        self._flags: list[FlagArray] = []  # the sets that each image is in, a bit for each of _image_sets
         self._num_images = 0
         self._counts = {(task, images): Counts() for task in self._tasks for images in self._image_sets}
 
@@ -211,8 +210,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         positive = np.zeros(scores.shape, dtype=bool)
         signs = {"positive_labels": True} if self._complete else {"positive_labels": True, "negative_labels": False}
         for key, sign in signs.items():
-            labels = [self._checked_labels(record, key) for record in inputs]
-            row, classes = np.repeat(np.arange(len(inputs)), list(map(len, labels))), np.concatenate(labels)
+            row, classes = self._checked_labels(inputs, key)
             if sign:
                 positive[row, classes] = True
             kept = None if self._complete else scores[row, classes]
@@ -222,43 +220,49 @@ class MultiLabelEvaluator(DatasetEvaluator):
         if self._saver is not None:
             self._saver.save([str(record["image_id"]) for record in inputs], scores)
         chosen: dict[str, BoolArray] = {"all": np.ones(len(inputs), dtype=bool)}
-        flags = np.zeros(len(inputs), dtype=np.uint8)
-        for bit, (images, mask) in enumerate(self._labelling.items()):
+        for images, mask in self._labelling.items():
             chosen[images] = np.asarray((positive & mask).any(axis=1))
-            flags |= chosen[images].astype(np.uint8) << bit
-        self._labelled.append(flags)
+        flags = [rows.astype(np.uint8) << bit for bit, rows in enumerate(chosen.values())]
+        self._flags.append(np.bitwise_or.reduce(flags))
         self._num_images += len(inputs)
         for task, mask in self._tasks.items():
-            ranked_classes = np.flatnonzero(mask)
-            of_task = positive.take(ranked_classes, axis=1)
-            hits = hits_at(scores.take(ranked_classes, axis=1), of_task, self._top_k)
-            positives = of_task.sum(axis=1)
+            of_task, positive_of_task = scores, positive
+            if not mask.all():
+                of_task, positive_of_task = scores.compress(mask, axis=1), positive.compress(mask, axis=1)
+            hits = hits_at(of_task, positive_of_task, self._top_k)
+            positives = positive_of_task.sum(axis=1)
             for images, rows in chosen.items():
                 self._counts[task, images].add(Counts(int(rows.sum()), int(positives[rows].sum()), hits[rows].sum(axis=0)))
 
     def _checked_scores(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> Float32Array:
         """(B, K) of a batch."""
         given = [output["scores"] for output in outputs]
+        expected = (len(self._split),)
         for scores in given:
-            if scores.shape != (len(self._split),):
+            if scores.shape != expected:
                 raise ValueError(
                     f"the model scores {tuple(scores.shape)} classes, data set {self._dataset_name!r} has "
                     f"{len(self._split)}: predict with the vocabulary of this data set"
                 )
         scores = torch.stack(given).detach().float().cpu().numpy()
-        for record, nan in zip(inputs, np.isnan(scores).sum(axis=1), strict=True):
-            if nan:
-                raise ValueError(f"{record.get('file_name')}: {nan} scores are NaN")
+        nan = np.isnan(scores)
+        if nan.any():
+            image = nan.any(axis=1).argmax()
+            raise ValueError(f"{inputs[image].get('file_name')}: {nan[image].sum()} scores are NaN")
         return scores
 
-    def _checked_labels(self, record: Mapping[str, Any], key: str) -> IntArray:
-        labels = np.asarray(record.get(key, ()), dtype=np.int64)
-        if labels.size and not (labels.min() >= 0 and labels.max() < len(self._split)):
+    def _checked_labels(self, inputs: Sequence[Mapping[str, Any]], key: str) -> tuple[IntArray, IntArray]:
+        """Row in the batch and class of each label, (A,) each."""
+        labels = [np.asarray(record.get(key, ()), dtype=np.int64) for record in inputs]
+        row, classes = np.repeat(np.arange(len(inputs)), list(map(len, labels))), np.concatenate(labels)
+        outside = (classes < 0) | (classes >= len(self._split))
+        if outside.any():
+            image = row[outside.argmax()]
             raise ValueError(
-                f"{record.get('file_name')}: {key} {labels.tolist()} are not all among the {len(self._split)} classes of "
-                f"data set {self._dataset_name!r}"
+                f"{inputs[image].get('file_name')}: {key} {labels[image].tolist()} are not all among the "
+                f"{len(self._split)} classes of data set {self._dataset_name!r}"
             )
-        return labels
+        return row, classes
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """The numbers among :meth:`report`, for Detectron2, whose tools take nothing else; :attr:`details` has the rest.
@@ -283,11 +287,10 @@ class MultiLabelEvaluator(DatasetEvaluator):
         absences = sum(int((~present).sum()) for present in self._annotations.positive)
         num_absences = sum(comm.all_gather(absences)) if self._distributed else absences
         ap = {images: np.full(len(self._split), np.nan) for images in self._image_sets}
-        for klass, scores, positive, labelled in self._columns():
-            ranked_positive, flags = ranked(scores, positive, labelled)
-            ap["all"][klass] = 100 * average_precision(ranked_positive)
-            for bit, images in enumerate(self._labelling):
-                ap[images][klass] = 100 * average_precision(ranked_positive[flags >> bit & 1 == 1])
+        for klass, scores, positive, flags in self._columns():
+            of_sets = average_precisions(scores, positive, flags, len(ap))
+            for images, value in zip(ap, of_sets, strict=True):
+                ap[images][klass] = 100 * value
         pairs = None if self._complete else self._gathered_pairs()
         if not self._complete and not num_absences:
             if comm.is_main_process():
@@ -350,7 +353,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         On the main process; the others take part in gathering and yield nothing.
         """
         labels = self._annotations.arrays()
-        labelled = np.concatenate([np.empty(0, dtype=np.uint8), *self._labelled])
+        flags = np.concatenate([np.empty(0, dtype=np.uint8), *self._flags])
         order = np.argsort(labels["klass"], kind="stable")
         klass, image, positive = (labels[name][order] for name in ("klass", "image", "positive"))
         for start in range(0, len(self._split), _CLASSES_PER_BLOCK):
@@ -359,9 +362,9 @@ class MultiLabelEvaluator(DatasetEvaluator):
             if self._scores is not None:
                 present = np.zeros((stop - start, self._num_images), dtype=bool)
                 present[klass[part] - start, image[part]] = True
-                block: Any = (self._scores.columns(start, stop), present, labelled)
+                block: Any = (self._scores.columns(start, stop), present, flags)
             else:
-                block = (klass[part], labels["score"][order[part]], positive[part], labelled[image[part]])
+                block = (klass[part], labels["score"][order[part]], positive[part], flags[image[part]])
             blocks = comm.gather(block) if self._distributed else [block]
             if not blocks:
                 continue

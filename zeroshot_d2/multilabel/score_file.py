@@ -25,21 +25,26 @@ class ScoreFile:
     def __init__(self, num_classes: int, folder: str | None) -> None:
         self.num_classes = num_classes
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by close)
-        self._waiting: list[Float32Array] = []
+        # By columns, so that a column is read in few pieces.
+        self._waiting = np.empty((num_classes, _ROWS_PER_CHUNK), dtype=np.float32)
+        self._num_waiting = 0
         self._chunk_rows: list[int] = []
 
     def add(self, scores: Float32Array) -> None:
         """Append ``scores`` (B, K)."""
-        self._waiting.append(scores)
-        if sum(map(len, self._waiting)) >= _ROWS_PER_CHUNK:
-            self._write()
+        while len(scores):
+            part = scores[: _ROWS_PER_CHUNK - self._num_waiting]
+            self._waiting[:, self._num_waiting : self._num_waiting + len(part)] = part.T
+            self._num_waiting += len(part)
+            scores = scores[len(part) :]
+            if self._num_waiting == _ROWS_PER_CHUNK:
+                self._write()
 
     def _write(self) -> None:
-        if self._waiting:
-            rows = np.concatenate(self._waiting)
-            self._file.write(np.ascontiguousarray(rows.T).data)  # by columns, so that a column is read in few pieces
-            self._chunk_rows.append(len(rows))
-            self._waiting = []
+        if self._num_waiting:
+            self._file.write(np.ascontiguousarray(self._waiting[:, : self._num_waiting]).data)
+            self._chunk_rows.append(self._num_waiting)
+            self._num_waiting = 0
 
     def columns(self, start: int, stop: int) -> Float32Array:
         """(stop - start, N) scores of the classes ``start`` to ``stop``."""

@@ -228,6 +228,12 @@ def test_wrong_input(register):
         evaluator.process([record], [{"scores": torch.zeros(3)}])
     with pytest.raises(ValueError, match="a.jpg: 1 scores are NaN"):
         evaluator.process([record], [{"scores": torch.tensor([0, 0, 0, math.nan])}])
+    good = {**record, "file_name": "good.jpg"}
+    with pytest.raises(ValueError, match="a.jpg: 2 scores are NaN"):
+        evaluator.process([good, record], [{"scores": torch.zeros(4)}, {"scores": torch.tensor([0, math.nan, 0, math.nan])}])
+    bad = {**record, "positive_labels": [1, -1]}
+    with pytest.raises(ValueError, match=r"a.jpg: positive_labels \[1, -1\] are not all among the 4 classes"):
+        evaluator.process([good, bad, good], [{"scores": torch.zeros(4)}] * 3)
     with pytest.raises(ValueError, match=r"a.jpg: positive_labels \[4\] are not all among the 4 classes"):
         evaluator.process([{**record, "positive_labels": [4]}], [{"scores": torch.zeros(4)}])
 

@@ -18,6 +18,16 @@ def test_score_file_gives_columns_back(tmp_path, monkeypatch):
     file.close()
 
 
+def test_a_batch_larger_than_what_waits_is_written_in_pieces(monkeypatch):
+    monkeypatch.setattr("zeroshot_d2.multilabel.score_file._ROWS_PER_CHUNK", 4)
+    scores = np.random.default_rng(1).random((14, 3), dtype=np.float32)
+    file = ScoreFile(3, None)
+    for rows in (scores[:1], scores[1:]):
+        file.add(rows)
+    np.testing.assert_array_equal(file.columns(0, 3), scores.T)
+    file.close()
+
+
 def test_an_empty_file_has_columns_of_no_image():
     file = ScoreFile(5, None)
     assert file.columns(1, 4).shape == (3, 0)
