@@ -42,6 +42,7 @@ from .metrics import numbers_only
 from .precision import compile_parts
 from .processes import use_served_forks
 from .progress import ProgressLine, WandbWriter
+from .provenance import run_facts
 from .resume import RunState, check_resumed
 from .shared_pass import EachEvaluator, SharedMapper, SharedPass, SharedRecords, sets_of_same_images
 from .solver import build_lr_scheduler, build_optimizer, epochs_to_iterations
@@ -290,8 +291,9 @@ class Trainer(DefaultTrainer):
         """Evaluate ``model`` on each of ``DATASETS.TEST``, write ``OUTPUT_DIR/results.json``.
 
         Returns:
-            {dataset: metrics} on the main process, {} on the others; "model" among the metrics is the model's
-            ``result_facts``, and "prompts" those of the classes that have several texts or weights.
+            {dataset: metrics} on the main process, {} on the others. Among the metrics, "run" is
+            :func:`zeroshot_d2.provenance.run_facts`, "model" the model's ``result_facts``, and "prompts" are those of the
+            classes that have several texts or weights.
         """
         if evaluators is not None and not isinstance(evaluators, list):
             evaluators = [evaluators]
@@ -309,7 +311,7 @@ class Trainer(DefaultTrainer):
             reports = cls._evaluate(cfg, model, names, [evaluator_of[name] for name in names])
             if comm.is_main_process():
                 for name, report in zip(names, reports, strict=True):
-                    found[name] = {**report, "model": facts} if facts else report
+                    found[name] = {**report, "run": run_facts(cfg), **({"model": facts} if facts else {})}
                     prompts = _composed_prompts(name, facts)
                     if prompts:
                         found[name]["prompts"] = prompts

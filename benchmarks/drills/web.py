@@ -246,8 +246,8 @@ class Client:
     def result(self) -> tuple[bool, Any, int]:
         """Whether the call that was joined succeeded, its output, and its place in the queue when it came.
 
-        The stream is read to its end, as a browser does: for Gradio, one who closes it earlier has left, and the next call of
-        the same session is then dropped with the rest.
+        The stream is read to its end, as a browser does: for Gradio, one who closes it earlier has left, and what the same
+        session calls next is dropped with the rest.
         """
         place, result = 0, None
         for message in self.messages():

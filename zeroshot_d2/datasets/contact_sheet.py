@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
 
 from ..images import read_image
 from ..pictures.style import class_text
+from ..pictures.texts import families_for
 from ..registration import DatasetDict
 from ..segmentation.labels import IGNORE_LABEL, read_label
 from ..storage import PathLike, whole_file
 from .check import evenly, registered, size_fault
 
 _TILE_WIDTH, _TILE_HEIGHT = 320, 240  # in pixels
-_LEGEND_LINE = 14
+_LEGEND_LINE, _FONT_SIZE = 14, 11
 
 
 def contact_sheet(name: str, file: PathLike, count: int = 12, columns: int = 4) -> None:
@@ -81,14 +84,33 @@ def _tile(record: DatasetDict, meta: Any, draw: _Drawing) -> Image.Image:
         fault = str(error)
         lines = [fault[start : start + 50] for start in range(0, len(fault), 50)][:12]
         ImageDraw.Draw(photo).multiline_text((6, 6), "\n".join(lines), fill="black")
-    photo.thumbnail((_TILE_WIDTH, _TILE_HEIGHT))
+    photo = _fitted(photo)
     legend = legend[:10]
     tile = Image.new("RGB", (_TILE_WIDTH, _TILE_HEIGHT + _LEGEND_LINE * (1 + len(legend))), "white")
     tile.paste(photo, (0, 0))
     pen = ImageDraw.Draw(tile)
-    pen.text((2, _TILE_HEIGHT), str(record["image_id"])[-50:], fill="grey")
+    _write(pen, (2, _TILE_HEIGHT), str(record["image_id"]), "grey")
     for line, (color, text) in enumerate(legend, start=1):
         y = _TILE_HEIGHT + line * _LEGEND_LINE
         pen.rectangle((2, y + 2, 12, y + 12), fill=color)
-        pen.text((18, y), text[:50], fill="black")
+        _write(pen, (18, y), text, "black")
     return tile
+
+
+def _fitted(photo: Image.Image) -> Image.Image:
+    """As large as a tile takes; what is much smaller grows by a whole number, so that its pixels stay squares."""
+    times = min(_TILE_WIDTH // photo.width, _TILE_HEIGHT // photo.height)
+    if times > 1:
+        return photo.resize((times * photo.width, times * photo.height), Image.Resampling.NEAREST)
+    photo.thumbnail((_TILE_WIDTH, _TILE_HEIGHT))
+    return photo
+
+
+def _write(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, color: str) -> None:
+    """The beginning of ``text`` in a font that has its letters; Pillow's own has no star."""
+    pen.text(place, text[:48], fill=color, font=_font(families_for(text)[-1]))
+
+
+@functools.cache
+def _font(family: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font_manager.findfont(family), _FONT_SIZE)

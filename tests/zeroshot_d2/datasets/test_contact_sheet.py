@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_releases import faulty_release, save_noise, save_values
 
 from zeroshot_d2 import ClassSplit, register_multilabel, register_sem_seg
-from zeroshot_d2.datasets.contact_sheet import contact_sheet
+from zeroshot_d2.datasets.contact_sheet import _font, contact_sheet
 
 SPLIT = ClassSplit(["cat", "dog", "cow"], unseen=["dog"])
 NAME = "test_contact_sheet"
@@ -28,6 +28,19 @@ def test_labels_are_laid_over_in_their_colour(tmp_path):
     contact_sheet(NAME, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.getpixel((100, 100)) == (100, 50, 25)
+
+
+def test_small_images_are_enlarged_and_stars_are_drawn(tmp_path):
+    Image.new("RGB", (64, 50), "black").save(tmp_path / "0.png")
+    save_values(tmp_path / "labels/0.png", np.full((50, 64), 1))
+    records = [{"file_name": str(tmp_path / "0.png"), "sem_seg_file_name": str(tmp_path / "labels/0.png"), "image_id": 0}]
+    register_sem_seg(NAME, SPLIT, load=lambda: records, colors=[(0, 0, 0), (200, 100, 50), (9, 9, 9)])
+    contact_sheet(NAME, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.getpixel((255, 199)) == (100, 50, 25)  # four times as large
+        assert sheet.getpixel((257, 100)) == sheet.getpixel((100, 202)) == (255, 255, 255)
+    font = _font("DejaVu Sans")
+    assert bytes(font.getmask("★")) != bytes(font.getmask("\U0010ffff"))  # what stands for letters that it lacks
 
 
 def test_a_file_that_cannot_be_read_is_a_grey_tile(tmp_path):
