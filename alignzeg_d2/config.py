@@ -102,6 +102,9 @@ def add_proposal_config(cfg: CfgNode) -> None:
     # The correction at test time: "PBC" (Eq. 7), "NoCorrection", or your own in POSTPROCESSOR_REGISTRY. It also decides
     # whether a class indicator is trained: with "NoCorrection" there is neither the indicator nor its loss.
     alignzeg.PBC.POSTPROCESSOR = "PBC"
+    # What the class indicator learns from: "top_k", the paper's, are matched proposals and those among the K worst for every
+    # seen class; "overlap" are all proposals that lie on pixels of seen classes, and all that lie on others.
+    alignzeg.PBC.SAMPLES = "top_k"
     alignzeg.PBC.TOP_K = 50  # K
     alignzeg.PBC.DETACH = True  # the class indicator sends no gradient into the proposal features (Fig. 2)
     alignzeg.PBC.GAMMA = 0.3  # gamma
@@ -210,6 +213,7 @@ declare(
         "SEMANTIC_DECODER.NUM_LAYERS": whole(1),
         "GEPC.NUM_BACKGROUND_PROTOTYPES": whole(1),
         "GEPC.ALPHA": number(above=0),
+        "PBC.SAMPLES": choice("top_k", "overlap"),
         "PBC.TOP_K": whole(1),
         "PBC.GAMMA": number(0),
         **{f"LOSS.{name}_WEIGHT": number(0) for name in ("BC", "CE", "MASK", "DICE", "VIR", "REG", "NO_OBJECT")},

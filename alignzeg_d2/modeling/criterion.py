@@ -22,7 +22,7 @@ from alignzeg_d2.modeling.gepc.background_diversity import diversity_loss
 from alignzeg_d2.modeling.gepc.feature_expansion import feature_expansion_loss, sample_mixing
 from alignzeg_d2.modeling.losses import bce_loss, dense_points, dice_loss
 from alignzeg_d2.modeling.matcher import class_cost, mask_cost, match
-from alignzeg_d2.modeling.pbc import indicator_loss, select_negative_proposals
+from alignzeg_d2.modeling.pbc import indicator_loss, select_by_overlap, select_negative_proposals
 from zeroshot_d2.segmentation.labels import IGNORE_LABEL
 from zeroshot_d2.training_stream import image_generators, image_seeds
 
@@ -75,6 +75,7 @@ class Criterion(nn.Module):
         mixup_alpha: float = 3.0,
         exclude_same_class: bool = True,
         top_k: int = 50,
+        indicator_samples: str = "top_k",
     ) -> None:
         """
         Args:
@@ -89,6 +90,8 @@ class Criterion(nn.Module):
             mixup_alpha: alpha of Eq. 2.
             exclude_same_class: leave pairs of one class out of L_vir.
             top_k: K of PBC's negatives.
+            indicator_samples: what the class indicator learns from. "top_k": matched proposals, and those among the K worst
+                for every seen class (Sec. 3.3); "overlap": all that lie on seen classes, and all that do not.
         """
         super().__init__()
         self.weights = weights
@@ -102,6 +105,7 @@ class Criterion(nn.Module):
         self.mixup_alpha = mixup_alpha
         self.exclude_same_class = exclude_same_class
         self.top_k = top_k
+        self.indicator_samples = indicator_samples
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -127,6 +131,7 @@ class Criterion(nn.Module):
             "mixup_alpha": alignzeg.GEPC.ALPHA,
             "exclude_same_class": alignzeg.GEPC.EXCLUDE_SAME_CLASS,
             "top_k": alignzeg.PBC.TOP_K,
+            "indicator_samples": alignzeg.PBC.SAMPLES,
         }
 
     def forward(
@@ -175,7 +180,11 @@ class Criterion(nn.Module):
             if background_prototypes is not None:
                 losses["loss_reg"] = self.weights.reg * diversity_loss(background_prototypes)
             if predictions.indicator_logits is not None:
-                losses["loss_bc"] = self.weights.bc * self._indicator(predictions.indicator_logits, images, proposals, costs)
+                if self.indicator_samples == "overlap":
+                    kinds = self._by_overlap(predictions.mask_logits, sem_seg)
+                else:
+                    kinds = self._by_match(predictions.indicator_logits, images, proposals, costs)
+                losses["loss_bc"] = self.weights.bc * self._indicator(predictions.indicator_logits, *kinds)
             return losses
 
     @torch.no_grad()
@@ -278,16 +287,33 @@ class Criterion(nn.Module):
             exclude_same_class=self.exclude_same_class,
         )
 
-    def _indicator(self, logits: Tensor, images: Tensor, proposals: Tensor, costs: list[Tensor]) -> Tensor:
+    def _by_match(self, logits: Tensor, images: Tensor, proposals: Tensor, costs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Positives and negatives (N, Q) as the paper has them."""
         positives = torch.zeros_like(logits, dtype=torch.bool)
         positives[images, proposals] = True
         negatives = torch.stack(
             [select_negative_proposals(cost, ~matched, self.top_k) for cost, matched in zip(costs, positives, strict=True)]
         )
+        return positives, negatives
+
+    @torch.no_grad()
+    def _by_overlap(self, mask_logits: Tensor, sem_seg: Tensor) -> tuple[Tensor, Tensor]:
+        """Positives and negatives (N, Q) by the pixels on which the masks (N, Q, h, w) lie."""
+        height, width = mask_logits.shape[-2:]
+        points = dense_points((height, width), sem_seg.device).expand(len(sem_seg), -1, -1)
+        labelled = _labels_at(sem_seg, points) != self.ignore_label
+        masks = mask_logits.float().sigmoid().flatten(2)
+        kinds = [select_by_overlap(mask, there) for mask, there in zip(masks, labelled, strict=True)]
+        positives, negatives = (torch.stack(kind) for kind in zip(*kinds, strict=True))
+        return positives, negatives
+
+    def _indicator(self, logits: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
         # An image without a seen class says nothing about either kind of proposal.
         count = mean_over_processes((positives | negatives).sum().float())
         if has_event_storage():
-            get_event_storage().put_scalar("alignzeg/negative_proposals", negatives.sum().item() / len(logits))
+            storage = get_event_storage()
+            storage.put_scalar("alignzeg/positive_proposals", positives.sum().item() / len(logits))
+            storage.put_scalar("alignzeg/negative_proposals", negatives.sum().item() / len(logits))
         return indicator_loss(logits, positives, negatives, count)
 
 

@@ -55,6 +55,26 @@ def select_negative_proposals(mask_costs: Tensor, unmatched: Tensor, top_k: int)
     return among_worst.all(dim=1) & unmatched
 
 
+def select_by_overlap(masks: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
+    """Not in the paper: which proposals lie on seen classes and which do not, whether they were matched or not.
+
+    A proposal that repeats a matched one lies on a seen class, though neither the matching nor the K worst say so. Without
+    such proposals, the indicator learns to tell "matched" from "left over".
+
+    Args:
+        masks: mask probabilities at P points (Q, P).
+        labelled: (P,) bool, whether a seen class is there.
+
+    Returns:
+        positives and negatives (Q,) bool: masks of which more than half, or less, lies on seen classes. A mask that holds
+        less than a hundredth of the points is neither.
+    """
+    mass = masks.sum(dim=1)
+    on_seen = masks[:, labelled].sum(dim=1) > 0.5 * mass
+    there = mass > 0.01 * masks.shape[1]
+    return there & on_seen, there & ~on_seen
+
+
 def indicator_loss(logits: Tensor, positives: Tensor, negatives: Tensor, count: Tensor) -> Tensor:
     """L_bc (Eq. 6): binary cross entropy, 0 for seen-class proposals, 1 for negatives, the others left out.
 

@@ -119,6 +119,22 @@ def test_matched_proposals_are_positives_however_bad_their_masks_are():
     torch.testing.assert_close(compared(model, sem_seg, **prototypes())["loss_bc"], expected)
 
 
+def test_proposals_that_repeat_a_matched_one_can_be_positives():
+    """By overlap, every proposal counts for what it lies on; the matching plays no part."""
+    model = predictions(n=1)
+    masks = torch.full_like(model.mask_logits, -20.0)
+    truth = labels([0, IGNORE])
+    half = masks.shape[-1] // 2  # to the left of it is class 0
+    masks[0, 0, :, :half] = masks[0, 1, :, :half] = masks[0, 2, :, half:] = 20.0
+    model = Predictions(model.class_logits, masks, model.refined_features, model.indicator_logits)
+    losses = criterion(indicator_samples="overlap")(model, truth, **prototypes())
+    target = torch.tensor([0.0, 0.0, 1.0])
+    expected = F.binary_cross_entropy_with_logits(model.indicator_logits[0, :3], target)
+    torch.testing.assert_close(losses["loss_bc"], expected)
+    losses["loss_bc"].backward()
+    assert model.indicator_logits.grad[0, 3:].abs().sum() == 0
+
+
 def test_weights_multiply_their_terms():
     model, sem_seg = predictions(), labels([0, 2], [1, 3])
     twice = LossWeights(bc=2.0, ce=2.0, mask=5.0, dice=5.0, vir=2e-2, reg=2e-4)

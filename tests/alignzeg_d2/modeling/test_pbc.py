@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from alignzeg_d2.modeling.pbc import ClassIndicator, correct_bias, indicator_loss, select_negative_proposals
+from alignzeg_d2.modeling.pbc import (
+    ClassIndicator,
+    correct_bias,
+    indicator_loss,
+    select_by_overlap,
+    select_negative_proposals,
+)
 
 
 def costs_of(rankings):
@@ -52,6 +58,19 @@ def test_order_of_classes_and_proposals_does_not_matter():
         select_negative_proposals(FIG_4[order][:, classes], everyone, 5),
         select_negative_proposals(FIG_4, everyone, 5)[order],
     )
+
+
+def test_proposals_by_what_they_lie_on():
+    """On seen pixels, on others, two thirds and one third on seen ones, and nowhere."""
+    labelled = torch.tensor([True] * 5 + [False] * 5)
+    masks = torch.zeros(5, 10)
+    masks[0, :5] = masks[1, 5:] = masks[2, [0, 1, 9]] = masks[3, [0, 8, 9]] = 0.9
+    masks[4] = 1e-4
+    positives, negatives = select_by_overlap(masks, labelled)
+    assert positives.tolist() == [True, False, True, False, False]
+    assert negatives.tolist() == [False, True, False, True, False]
+    positives, negatives = select_by_overlap(masks, torch.zeros(10, dtype=torch.bool))  # an image without a seen class
+    assert not positives.any() and negatives.tolist() == [True, True, True, True, False]
 
 
 def test_eq_6_by_hand():
