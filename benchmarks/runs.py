@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from scipy.stats import t as student
 from tqdm import tqdm
 
 from zeroshot_d2.cli import Parser
@@ -63,7 +64,9 @@ def run_all(
             future.result()
 
 
-def table(title: str, headings: Mapping[str, str], rows: Mapping[str, Sequence[Path]], dataset: str) -> str:
+def table(
+    title: str, headings: Mapping[str, str], rows: Mapping[str, Sequence[Path]], dataset: str, steps_of: str | None = None
+) -> str:
     """A Markdown table: mean ± sample standard deviation over the seeds, in percent.
 
     Args:
@@ -71,11 +74,18 @@ def table(title: str, headings: Mapping[str, str], rows: Mapping[str, Sequence[P
         headings: {metric in the results of ``dataset``: heading of its column}.
         rows: {heading of the row: ``results.json`` of each seed}.
         dataset: whose results.
+        steps_of: a metric; a last column then says how far each row lies above the one before, see :func:`paired`.
     """
-    lines = [f"**{title}**", "", "| | " + " | ".join(headings.values()) + " |", "|---|" + "---|" * len(headings)]
+    columns = [*headings.values(), *([f"{headings[steps_of]}, step [95 %]"] if steps_of else [])]
+    lines = [f"**{title}**", "", "| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    before: list[float] = []
     for label, files in rows.items():
         results = [json.loads(file.read_text())[dataset] for file in files]
         cells = [mean_and_deviation([result[metric] for result in results]) for metric in headings]
+        if steps_of:
+            values = [result[steps_of] for result in results]
+            cells.append(paired(values, before) if before else "")
+            before = values
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -84,3 +94,24 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     """ "mean ± sample standard deviation", with one decimal."""
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean by Student's t.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least two values, got {len(values)}")
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values) - half, statistics.mean(values) + half
+
+
+def paired(values: Sequence[float], others: Sequence[float]) -> str:
+    """How far ``values`` lie above ``others`` of the same seeds: "mean difference [95 % interval]"."""
+    differences = [value - other for value, other in zip(values, others, strict=True)]
+    if len(differences) < 2:
+        return f"{differences[0]:+.1f}"
+    low, high = interval(differences)
+    return f"{statistics.mean(differences):+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -26,7 +26,7 @@ from alignzeg_d2.predictor import AlignZegPredictor
 from epsilon_d2 import Epsilon
 from epsilon_d2.predictor import EpsilonPredictor
 from zeroshot_d2.cli import load_config
-from zeroshot_d2.clip.loader import DEMO_CLIP_NAME, create_clip
+from zeroshot_d2.clip.loader import DEMO_CLIP, create_clip
 from zeroshot_d2.commands import train
 from zeroshot_d2.demo_world import register_demo_world, register_demo_world_multilabel, render
 
@@ -65,7 +65,7 @@ def cache(shared_folder: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def random_clip() -> open_clip.CLIP:
     """The demo world's CLIP, random; tests must not change it."""
-    return create_clip(DEMO_CLIP_NAME, "")
+    return create_clip(DEMO_CLIP.name, "")
 
 
 # ---- configs and models on random weights ----

@@ -14,7 +14,7 @@ from comparisons import NETWORK
 from torch import nn
 
 from zeroshot_d2 import launch
-from zeroshot_d2.clip.loader import DEMO_CLIP_NAME, create_clip
+from zeroshot_d2.clip.loader import DEMO_CLIP, create_clip
 from zeroshot_d2.commands import train as verb
 from zeroshot_d2.demo_world import register_demo_world
 from zeroshot_d2.trainer import Trainer
@@ -66,7 +66,7 @@ def test_without_a_trained_clip_nothing_transfers_and_clip_stays_as_it_is(tmp_pa
     assert results["mIoU_unseen"] < 3
     (model,) = trained
     blocks = [*model.clip_image_encoder.blocks, *model.semantic_decoder.blocks]
-    for ours, theirs in zip(blocks, create_clip(DEMO_CLIP_NAME, "").visual.transformer.resblocks, strict=True):
+    for ours, theirs in zip(blocks, create_clip(DEMO_CLIP.name, "").visual.transformer.resblocks, strict=True):
         for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
             assert torch.equal(a, b), name
 

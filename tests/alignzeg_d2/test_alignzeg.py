@@ -176,11 +176,11 @@ def test_where_the_vocabulary_comes_from(model):
     names = ["dark sand", "red tile|crimson tile", "dotted green tile"]
     assert model([{"image": image(), "vocabulary": names, "dataset_name": "demo_world_val"}])[0]["sem_seg"].shape[0] == 3
     unseen = model([{"image": image(), "dataset_name": "demo_world_val_unseen"}])[0]["sem_seg"]
-    assert unseen.shape[0] == len(demo_world.UNSEEN)
+    assert unseen.shape[0] == len(demo_world.DEMO_WORLD.unseen)
     default = model([{"image": image()}])[0]["sem_seg"]
     assert_close(default, model([{"image": image(), "dataset_name": "demo_world_val"}])[0]["sem_seg"])
     several = model([{"image": image(), "vocabulary": names}, {"image": image(), "dataset_name": "demo_world_val_unseen"}])
-    assert [out["sem_seg"].shape[0] for out in several] == [3, len(demo_world.UNSEEN)]
+    assert [out["sem_seg"].shape[0] for out in several] == [3, len(demo_world.DEMO_WORLD.unseen)]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_neither_vocabulary_nor_data_set(demo_model):
 def test_default_predictor_takes_the_first_test_set(demo_cfg):
     predictor = DefaultPredictor(demo_cfg("DATASETS.TEST", ("demo_world_val_unseen", "demo_world_val")))
     out = predictor(np.zeros((48, 80, 3), dtype=np.uint8))
-    assert out["sem_seg"].shape == (len(demo_world.UNSEEN), 48, 80)
+    assert out["sem_seg"].shape == (len(demo_world.DEMO_WORLD.unseen), 48, 80)
 
 
 def test_labels_are_the_argmax_of_the_scores(demo_model, model):

@@ -20,7 +20,7 @@ from alignzeg_d2 import AlignZeg, add_alignzeg_config
 from alignzeg_d2.predictor import AlignZegPredictor
 from zeroshot_d2 import config_file, load_config
 from zeroshot_d2.checkpoint import Checkpointer, ModelRecord, read_record
-from zeroshot_d2.clip.loader import DEMO_CLIP_NAME
+from zeroshot_d2.clip.loader import DEMO_CLIP
 from zeroshot_d2.commands import predict, train
 from zeroshot_d2.demo_world import SPLIT, register_demo_world, render
 from zeroshot_d2.images import write_image
@@ -73,7 +73,7 @@ def test_a_checkpoint_holds_what_learns_and_a_record(trained, checkpoint):
     assert record.system == "AlignZeg" and record.vocabulary == SPLIT
     assert set(record.trained) == set(SPLIT.only_seen().texts)
     assert (
-        record.frozen["CLIP"].keys() == {"name", "pretrained", "sha256"} and record.frozen["CLIP"]["name"] == DEMO_CLIP_NAME
+        record.frozen["CLIP"].keys() == {"name", "pretrained", "sha256"} and record.frozen["CLIP"]["name"] == DEMO_CLIP.name
     )
 
 
@@ -89,7 +89,7 @@ def test_loads_back_to_the_same_outputs(trained, checkpoint, demo_model):
 
 def test_another_clip_is_refused(checkpoint, demo_model, another_clip):
     other = demo_model(*PROMPTS, "MODEL.ALIGNZEG.CLIP.PRETRAINED", another_clip)
-    with pytest.raises(ValueError, match=rf"trained with the CLIP .*{DEMO_CLIP_NAME}.*this model has .*other"):
+    with pytest.raises(ValueError, match=rf"trained with the CLIP .*{DEMO_CLIP.name}.*this model has .*other"):
         Checkpointer(other).load(str(checkpoint))
 
 
@@ -167,7 +167,7 @@ def test_detectron2s_predictor_runs_on_this_machine(checkpoint, demo_cfg):
 
 
 def test_detectron2s_predictor_refuses_another_clip_too(checkpoint, another_clip):
-    with pytest.raises(ValueError, match=rf"trained with the CLIP .*{DEMO_CLIP_NAME}.*this model has .*other"):
+    with pytest.raises(ValueError, match=rf"trained with the CLIP .*{DEMO_CLIP.name}.*this model has .*other"):
         DefaultPredictor(readme_cfg(checkpoint, "MODEL.ALIGNZEG.CLIP.PRETRAINED", another_clip))
 
 

@@ -3,7 +3,9 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from benchmarks import runs
 
@@ -64,3 +66,15 @@ def test_options_of_every_command(capsys):
     with pytest.raises(SystemExit):
         options.parse(["--sweep"])
     assert "unrecognized arguments: --sweep" in capsys.readouterr().err
+
+
+def test_intervals_are_students():
+    """scipy's own, from the mean and its standard error."""
+    values = [1.0, 2.5, 3.0, 4.5, 2.0]
+    expected = scipy.stats.t.interval(0.95, 4, loc=np.mean(values), scale=scipy.stats.sem(values))
+    assert runs.interval(values) == pytest.approx(expected)
+    low, high = expected
+    assert runs.paired(values, [0.0] * 5) == f"+2.6 [{low:+.1f}, {high:+.1f}]"
+    assert runs.paired([3.0], [4.0]) == "-1.0"
+    with pytest.raises(ValueError, match="at least two values, got 1"):
+        runs.interval([1.0])

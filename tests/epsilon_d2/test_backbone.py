@@ -8,7 +8,7 @@ import timm
 import torch
 
 from epsilon_d2.modeling.backbone import ClipViT, TimmViT, create_timm_vit
-from zeroshot_d2.clip.loader import DEMO_CLIP_NAME, create_clip
+from zeroshot_d2.clip.loader import DEMO_CLIP, create_clip
 from zeroshot_d2.pixel_stats import PixelStats
 
 TINY = "test_vit"  # timm's own test model: 64 wide, patch 16, at 160 pixels
@@ -78,19 +78,19 @@ def test_weights_that_cannot_be_had_offline():
 
 def test_clip_tokens_are_those_of_open_clip():
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    visual = create_clip(DEMO_CLIP_NAME, "").visual
+    visual = create_clip(DEMO_CLIP.name, "").visual
     with torch.no_grad():
         expected = {tap: visual.forward_intermediates(images, indices=[tap - 1]) for tap in (2, 6)}
         for tap, intermediates in expected.items():
-            tokens = ClipViT(name=DEMO_CLIP_NAME, pretrained="", image_size=64, tap=tap)(images)["tokens"]
+            tokens = ClipViT(name=DEMO_CLIP.name, pretrained="", image_size=64, tap=tap)(images)["tokens"]
             grid = intermediates["image_intermediates"][0]
             torch.testing.assert_close(tokens, grid.flatten(2).transpose(1, 2))
-        last = ClipViT(name=DEMO_CLIP_NAME, pretrained="", image_size=64)(images)["tokens"]
+        last = ClipViT(name=DEMO_CLIP.name, pretrained="", image_size=64)(images)["tokens"]
     torch.testing.assert_close(last, visual.ln_post(tokens))
 
 
 def test_clip_at_another_size_and_without_transformer():
-    tokens = ClipViT(name=DEMO_CLIP_NAME, pretrained="", image_size=96)(torch.zeros(1, 3, 96, 96))["tokens"]
+    tokens = ClipViT(name=DEMO_CLIP.name, pretrained="", image_size=96)(torch.zeros(1, 3, 96, 96))["tokens"]
     assert tokens.shape == (1, 144, 128)
     with pytest.raises(ValueError, match="the image tower of 'RN50' is a ModifiedResNet"):
         ClipViT(name="RN50", pretrained="", image_size=224)

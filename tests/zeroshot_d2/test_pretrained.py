@@ -24,7 +24,7 @@ from alignzeg_d2.predictor import AlignZegPredictor
 from epsilon_d2.predictor import EpsilonPredictor
 from zeroshot_d2 import load_config
 from zeroshot_d2.checkpoint import ENTRY, Checkpointer, ModelRecord, read_checkpoint, read_record, weights_in
-from zeroshot_d2.clip.loader import DEMO_CLIP_WEIGHTS
+from zeroshot_d2.clip.loader import DEMO_CLIP
 from zeroshot_d2.demo_world import SPLIT, render
 from zeroshot_d2.hub import push
 from zeroshot_d2.predictor import Predictor, build_predictor
@@ -235,7 +235,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_clip_that_lies_somewhere_is_named_and_not_contained(system: str, tmp_path: Path) -> None:
     file, run = tmp_path / "private/clip.safetensors", tmp_path / "private/run"
     file.parent.mkdir()
-    shutil.copy(DEMO_CLIP_WEIGHTS, file)
+    shutil.copy(DEMO_CLIP.weights, file)
     cfg = save_run(run, system, *(word for key in CLIP[system] for word in (key, str(file))))
     predictor = build_predictor(cfg)
     folder = predictor.save_pretrained(tmp_path / "model")

@@ -11,6 +11,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -33,12 +34,34 @@ PIXEL_MEAN, PIXEL_STD = PixelStats.of_pretrained(
 Clip: TypeAlias = open_clip.CLIP | open_clip.CustomTextCLIP
 """A model of open_clip, with its text tower inside or beside."""
 
-DEMO_CLIP_NAME = "demo-world-clip"
-_DEMO_DIRECTORY = Path(__file__).parents[1] / "demo_world" / "clip"
-DEMO_CLIP_CONFIG = _DEMO_DIRECTORY / f"{DEMO_CLIP_NAME}.json"
-DEMO_CLIP_BPE = _DEMO_DIRECTORY / "bpe.txt.gz"
-DEMO_CLIP_WEIGHTS = _DEMO_DIRECTORY / f"{DEMO_CLIP_NAME}.safetensors"
-BUNDLED = "bundled"  # the value of `pretrained` that means DEMO_CLIP_WEIGHTS
+BUNDLED = "bundled"  # the value of `pretrained` that means the weights of a BundledClip
+
+
+@dataclass(frozen=True)
+class BundledClip:
+    """A small CLIP that comes with the project: that of a demo world."""
+
+    name: str
+
+    @property
+    def config(self) -> Path:
+        return self._file(".json")
+
+    @property
+    def bpe(self) -> Path:
+        """The table of its tokenizer."""
+        return self._file(".bpe.txt.gz")
+
+    @property
+    def weights(self) -> Path:
+        return self._file(".safetensors")
+
+    def _file(self, ending: str) -> Path:
+        return Path(__file__).parents[1] / "demo_world" / "clip" / f"{self.name}{ending}"
+
+
+DEMO_CLIP, NEAR_CLIP = BundledClip("demo-world-clip"), BundledClip("demo-near-clip")
+BUNDLED_CLIPS = {clip.name: clip for clip in (DEMO_CLIP, NEAR_CLIP)}
 
 
 class DownloadFailed(OSError, RuntimeError):
@@ -50,16 +73,16 @@ def create_clip(name: str, pretrained: str) -> Clip:
     """Build a CLIP on the CPU, in float32 and evaluation mode.
 
     Args:
-        name: an open_clip model name such as ``ViT-B-16-quickgelu``, or ``demo-world-clip``.
+        name: an open_clip model name such as ``ViT-B-16-quickgelu``, or ``demo-world-clip`` or ``demo-near-clip``.
         pretrained: an open_clip tag (``openai``, ``laion2b_s34b_b88k``), a local weights file (.safetensors, .pt, .bin;
-            OpenAI's TorchScript archives too), ``bundled`` (the demo world's weights) or ``""`` for random weights.
+            OpenAI's TorchScript archives too), ``bundled`` (of a demo world's CLIP) or ``""`` for random weights.
 
     Raises:
         ValueError: unknown name; ``pretrained`` neither a tag nor a file; weights of a QuickGELU model for a model with GELU
             or the other way round; weights that do not fit the model.
         DownloadFailed: the weights of a tag cannot be downloaded.
     """
-    _register_demo_clip()
+    _register_bundled_clips()
     known = open_clip.list_models()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
@@ -74,9 +97,11 @@ def create_clip(name: str, pretrained: str) -> Clip:
             torch.manual_seed(0)
             return open_clip.create_model(name, pretrained=None, load_weights=False).eval()
     if pretrained == BUNDLED:
-        if name != DEMO_CLIP_NAME:
-            raise ValueError(f"PRETRAINED {BUNDLED!r} goes with {DEMO_CLIP_NAME!r} only, not with {name!r}")
-        pretrained = str(DEMO_CLIP_WEIGHTS)
+        if name not in BUNDLED_CLIPS:
+            raise ValueError(
+                f"PRETRAINED {BUNDLED!r} goes with {' and '.join(map(repr, BUNDLED_CLIPS))} only, not with {name!r}"
+            )
+        pretrained = str(BUNDLED_CLIPS[name].weights)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained in tags:
         return _create_from_tag(name, pretrained)
@@ -84,7 +109,7 @@ def create_clip(name: str, pretrained: str) -> Clip:
     if not path.is_file():
         raise ValueError(
             f"PRETRAINED {pretrained!r} is neither a weights file nor an open_clip tag of {name!r}: give one of "
-            f"{', '.join([*tags, repr(BUNDLED)] if name == DEMO_CLIP_NAME else tags)}, or a file's path"
+            f"{', '.join([*tags, repr(BUNDLED)] if name in BUNDLED_CLIPS else tags)}, or a file's path"
         )
     return _create_from_file(name, path)
 
@@ -95,9 +120,9 @@ def get_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     Raises:
         DownloadFailed: the model's tokenizer is not open_clip's own, as SigLIP's, and cannot be had.
     """
-    _register_demo_clip()
-    if name == DEMO_CLIP_NAME:
-        return open_clip.get_tokenizer(name, bpe_path=str(DEMO_CLIP_BPE))
+    _register_bundled_clips()
+    if name in BUNDLED_CLIPS:
+        return open_clip.get_tokenizer(name, bpe_path=str(BUNDLED_CLIPS[name].bpe))
     try:
         return open_clip.get_tokenizer(name)
     except (ImportError, OSError) as error:
@@ -113,7 +138,7 @@ def pixel_stats(name: str, pretrained: str) -> list[PixelStats]:
 
     Of a tag it is one pair, of a file what the tags of that model have; nothing of random weights.
     """
-    if name == DEMO_CLIP_NAME:
+    if name in BUNDLED_CLIPS:
         return [PixelStats(PIXEL_MEAN, PIXEL_STD)] if pretrained else []
     known = open_clip.list_pretrained_tags_by_model(name)
     tags = [pretrained] if pretrained in known else known if pretrained else []
@@ -122,7 +147,7 @@ def pixel_stats(name: str, pretrained: str) -> list[PixelStats]:
 
 def embedding_dim(name: str) -> int:
     """The length of the vectors of images and texts of the CLIP ``name``."""
-    _register_demo_clip()
+    _register_bundled_clips()
     return int(open_clip.get_model_config(name)["embed_dim"])
 
 
@@ -136,9 +161,11 @@ def fingerprint(module: nn.Module) -> str:
     return fingerprint_of(module.state_dict())
 
 
-def _register_demo_clip() -> None:
-    if DEMO_CLIP_NAME not in open_clip.list_models():
-        open_clip.add_model_config(DEMO_CLIP_CONFIG)
+def _register_bundled_clips() -> None:
+    known = open_clip.list_models()
+    for name, clip in BUNDLED_CLIPS.items():
+        if name not in known:
+            open_clip.add_model_config(clip.config)
 
 
 def _create_from_tag(name: str, tag: str) -> Clip:

@@ -1,4 +1,4 @@
-"""The demo world: a seeded synthetic world in which zero-shot transfer can be measured on two cores, and its CLIP."""
+"""The demo worlds: seeded synthetic worlds in which zero-shot transfer can be measured on two cores, and their CLIPs."""
 
 from .register import (
     HELD_OUT_SEED,
@@ -9,35 +9,22 @@ from .register import (
     register_demo_world_multilabel,
     render_files,
 )
-from .render import (
-    COLOURS,
-    MATERIALS,
-    SHAPES,
-    SPLIT,
-    STUFF,
-    TEXTURES,
-    THINGS,
-    TONES,
-    UNSEEN,
-    DemoImage,
-    class_colours,
-    render,
-)
+from .render import DemoImage, class_colours, render
+from .worlds import DEMO_NEAR, DEMO_WORLD, MATERIALS, SPLIT, STUFF, TONES, WORLDS, World
 
 __all__ = [
-    "COLOURS",
+    "DEMO_NEAR",
+    "DEMO_WORLD",
     "HELD_OUT_SEED",
     "MATERIALS",
-    "SHAPES",
     "SPLIT",
     "STUFF",
-    "TEXTURES",
-    "THINGS",
     "TONES",
     "TRAIN_SEED",
-    "UNSEEN",
     "VAL_SEED",
+    "WORLDS",
     "DemoImage",
+    "World",
     "class_colours",
     "register_builtin",
     "register_demo_world",

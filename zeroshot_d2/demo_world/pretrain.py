@@ -1,4 +1,6 @@
-"""Trains the small CLIP of the demo world: ``python -m zeroshot_d2.demo_world.pretrain --output clip.safetensors``.
+"""Trains the small CLIP of a demo world: ``python -m zeroshot_d2.demo_world.pretrain --output clip.safetensors``.
+
+    python -m zeroshot_d2.demo_world.pretrain --world demo_near --output clip.safetensors
 
 The model is open_clip's own CLIP class with open_clip's own tokenizer (on a small BPE table), so the result is loaded
 through the same code path as OpenAI's ViT-B/16. Recipe: AdamW, warm-up and cosine, batches of 64; captions of single tiles
@@ -22,29 +24,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from .. import demo_world
 from ..cli import Parser
-from ..clip.loader import DEMO_CLIP_NAME, PIXEL_MEAN, PIXEL_STD, create_clip, get_tokenizer
+from ..clip.loader import PIXEL_MEAN, PIXEL_STD, create_clip, get_tokenizer
 from ..clip.text import TEMPLATES, encode_tokens
 from ..weights import write_safetensors
+from .render import DemoImage, render
+from .worlds import MATERIALS, STUFF, TONES, WORLDS, World
 
 logger = logging.getLogger(__name__)
 
-THINGS, STUFF = demo_world.THINGS, demo_world.STUFF
-COLOURS, TEXTURES = tuple(demo_world.COLOURS), demo_world.TEXTURES
-TONES, MATERIALS = demo_world.TONES, tuple(demo_world.MATERIALS)
 
-# A caption states facts; it fits every image in which all of them hold.
-FACTS = THINGS + STUFF + COLOURS + TEXTURES + TONES + MATERIALS
-FACT_INDEX = {fact: i for i, fact in enumerate(FACTS)}
+def facts(world: World) -> tuple[str, ...]:
+    """What a caption may state; it fits every image in which all of its facts hold."""
+    tiles = tuple(f"{texture} {family} tile" for texture in world.textures for family in world.families)
+    colours = tuple(world.colours)
+    return world.things + STUFF + colours + world.textures + TONES + tuple(MATERIALS) + tuple(world.families) + tiles
 
 
-def build_bpe_table() -> bytes:
-    """A gzipped merge table for open_clip's SimpleTokenizer in which each word of the demo world's texts is one token.
+def build_bpe_table(world: World) -> bytes:
+    """A gzipped merge table for open_clip's SimpleTokenizer in which each word of a world's texts is one token.
 
     Byte-pair encoding learnt on those words until none is left in pieces; any other text still has tokens, if more of them.
     """
-    texts = [*TEMPLATES["vild"], *TEMPLATES["imagenet"], *THINGS, *STUFF, *demo_world.SHAPES, "something and next to"]
+    texts = [*TEMPLATES["vild"], *TEMPLATES["imagenet"], *facts(world), *world.shapes, "something and next to"]
     words = sorted({word for text in texts for word in "".join(c if c.isalpha() else " " for c in text.lower()).split()})
     pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges: list[str] = []
@@ -60,21 +62,33 @@ def build_bpe_table() -> bytes:
     return gzip.compress("\n".join(["#version: 0.2", *merges]).encode(), mtime=0)
 
 
-def facts_of(image: demo_world.DemoImage) -> np.ndarray:
-    """(len(FACTS),) bool."""
-    facts = np.zeros(len(FACTS), dtype=bool)
+def facts_of(image: DemoImage, world: World) -> set[str]:
+    """The facts that hold in an image."""
+    held = set()
     for index in image.classes:
-        name = demo_world.SPLIT.names[index]
-        facts[[FACT_INDEX[name], *(FACT_INDEX[word] for word in name.split() if word in FACT_INDEX)]] = True
-    return facts
+        name = world.split.names[index]
+        first, second, *_ = name.split()
+        held |= {name, first, second}
+        if name in world.things and world.families:
+            family = world.family_of(second)
+            held |= {family, f"{first} {family} tile"}
+    return held
 
 
-def caption_of(image: demo_world.DemoImage, rng: np.random.Generator) -> tuple[str, list[str]]:
+def _by_family(thing: str, world: World) -> str:
+    """ "plain teal tile" -> "plain bluish tile"."""
+    texture, colour, noun = thing.split()
+    return f"{texture} {world.family_of(colour)} {noun}"
+
+
+def caption_of(image: DemoImage, world: World, rng: np.random.Generator) -> tuple[str, list[str]]:
     """A caption and the facts it states."""
-    names = [demo_world.SPLIT.names[index] for index in image.classes]
-    things = [name for name in names if name in THINGS]
+    names = [world.split.names[index] for index in image.classes]
+    things = [name for name in names if name in world.things]
     grounds = [name for name in names if name in STUFF]
     template = str(rng.choice(TEMPLATES["vild"])) if rng.random() < 0.7 else "{}"
+    if world.families and rng.random() < world.family_share:
+        things = [_by_family(name, world) for name in things]
     kind = rng.random()
     if not things or kind < 0.15:
         ground = str(rng.choice(grounds))
@@ -96,23 +110,24 @@ def caption_of(image: demo_world.DemoImage, rng: np.random.Generator) -> tuple[s
 class _Captions(IterableDataset):
     """Endless batches (images uint8 (N, S, S, 3), captions, facts of images (N, F), facts stated by captions (N, F))."""
 
-    def __init__(self, seed: int, batch_size: int, single_until: int, start: int = 0) -> None:
-        self.seed, self.batch_size, self.single_until, self.start = seed, batch_size, single_until, start
+    def __init__(self, world: World, seed: int, batch_size: int, single_until: int, start: int = 0) -> None:
+        self.world, self.seed, self.batch_size, self.single_until, self.start = world, seed, batch_size, single_until, start
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, list[str], np.ndarray, np.ndarray]]:
         rng = np.random.default_rng([self.seed, 77])
-        step = self.start
+        step, known = self.start, facts(self.world)
         while True:
             # Scenes keep a share of single tiles, whose captions are the clearest.
             images, captions, held, stated = [], [], [], []
             for i in range(self.batch_size):
                 single = step < self.single_until or i % 4 == 0
-                image = demo_world.render(self.seed, step * self.batch_size + i, num_objects=(1, 1) if single else (1, 4))
-                caption, facts = caption_of(image, rng)
+                number = step * self.batch_size + i
+                image = render(self.seed, number, num_objects=(1, 1) if single else (1, 4), world=self.world)
+                caption, told = caption_of(image, self.world, rng)
                 images.append(image.image)
                 captions.append(caption)
-                held.append(facts_of(image))
-                stated.append(np.isin(np.arange(len(FACTS)), [FACT_INDEX[fact] for fact in facts]))
+                held.append(np.isin(known, list(facts_of(image, self.world))))
+                stated.append(np.isin(known, told))
             yield np.stack(images), captions, np.stack(held), np.stack(stated)
             step += 1
 
@@ -151,22 +166,28 @@ def normalise(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def single_tile_accuracy(clip: open_clip.CLIP, seed: int, num_images: int = 600) -> dict[str, float]:
-    """Zero-shot accuracy (percent) on images of one tile, for seen and unseen classes."""
-    tokenizer = get_tokenizer(DEMO_CLIP_NAME)
-    text = F.normalize(clip.encode_text(tokenizer([f"a photo of a {name}." for name in THINGS])), dim=-1)
+def single_tile_accuracy(clip: open_clip.CLIP, world: World, seed: int, num_images: int = 600) -> dict[str, float]:
+    """Zero-shot accuracy (percent) on images of one tile: of seen and of unseen classes and, where there are families, how
+    often an unseen one is taken for one of its own texture and family."""
+    tokenizer, things = get_tokenizer(world.clip), world.things
+    text = F.normalize(clip.encode_text(tokenizer([f"a photo of a {name}." for name in things])), dim=-1)
     right: dict[str, list[bool]] = {"seen": [], "unseen": []}
-    images = [demo_world.render(seed, i, num_objects=(1, 1)) for i in range(num_images)]
+    images = [render(seed, i, num_objects=(1, 1), world=world) for i in range(num_images)]
     features = F.normalize(clip.encode_image(normalise(torch.from_numpy(np.stack([i.image for i in images])))), dim=-1)
     for image, predicted in zip(images, (features @ text.T).argmax(1).tolist(), strict=True):
         for truth in image.classes:
-            if truth < len(THINGS):
-                right["unseen" if THINGS[truth] in demo_world.UNSEEN else "seen"].append(truth == predicted)
+            if truth < len(things):
+                unseen = things[truth] in world.unseen
+                right["unseen" if unseen else "seen"].append(truth == predicted)
+                if unseen and world.families:
+                    near = _by_family(things[truth], world) == _by_family(things[predicted], world)
+                    right.setdefault("unseen, family", []).append(near)
     return {key: 100 * float(np.mean(value)) for key, value in right.items()}
 
 
 def train(
     *,
+    world: World,
     steps: int,
     batch_size: int,
     seed: int,
@@ -177,9 +198,9 @@ def train(
 ) -> open_clip.CLIP:
     """Train and return the CLIP in evaluation mode."""
     torch.manual_seed(seed)
-    clip = create_clip(DEMO_CLIP_NAME, pretrained="")
+    clip = create_clip(world.clip, pretrained="")
     initialise(clip)
-    tokenizer = get_tokenizer(DEMO_CLIP_NAME)
+    tokenizer = get_tokenizer(world.clip)
     decayed = [p for p in clip.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in clip.parameters() if p.requires_grad and p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -193,7 +214,7 @@ def train(
         lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))),
     )
     batches = DataLoader(
-        _Captions(1000 + seed, batch_size, single_until=int(single_share * steps)),
+        _Captions(world, 1000 + seed, batch_size, single_until=int(single_share * steps)),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
@@ -222,7 +243,7 @@ def train(
             logger.info("step %d/%d loss %.3f scale %.1f eta %.0f s", step + 1, steps, shown, clip.logit_scale.exp(), left)
         if (step + 1) % 500 == 0:
             clip.eval()
-            logger.info("single tiles: %s", single_tile_accuracy(clip, seed=3))
+            logger.info("single tiles: %s", single_tile_accuracy(clip, world, seed=3))
             clip.train()
     return clip.eval()
 
@@ -230,6 +251,7 @@ def train(
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with command-line arguments ``argv``."""
     parser = Parser("python -m zeroshot_d2.demo_world.pretrain", __doc__, takes_keys=False)
+    parser.add_argument("--world", choices=list(WORLDS), default="demo_world")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--steps", type=int, default=3250)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -241,6 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     clip = train(
+        world=WORLDS[args.world],
         steps=args.steps,
         batch_size=args.batch_size,
         seed=args.seed,
@@ -249,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         single_share=args.single_share,
         workers=args.workers,
     )
-    logger.info("single tiles: %s", single_tile_accuracy(clip, seed=4, num_images=2000))
+    logger.info("single tiles: %s", single_tile_accuracy(clip, WORLDS[args.world], seed=4, num_images=2000))
     write_safetensors(args.output, clip.state_dict(), {})
     logger.info("wrote %s (%.1f MB)", args.output, args.output.stat().st_size / 1e6)
 

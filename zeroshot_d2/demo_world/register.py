@@ -1,4 +1,4 @@
-"""The demo world as Detectron2 data sets: images and labels in the cache folder, in both views."""
+"""The worlds as Detectron2 data sets: images and labels in the cache folder, in both views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ..images import read_label_image, write_image
 from ..multilabel.registration import register_multilabel
 from ..segmentation.registration import register_sem_seg
 from ..storage import cache_directory
-from .render import SPLIT, class_colours, render
+from .render import class_colours, render
+from .worlds import DEMO_WORLD, WORLDS, World
 
 # The registered sets. Nothing was ever tuned on HELD_OUT_SEED.
 TRAIN_SEED, VAL_SEED, HELD_OUT_SEED = 1, 2, 20261124
@@ -31,6 +32,7 @@ def render_files(
     size: int = 64,
     num_objects: tuple[int, int] = (2, 3),
     classes: tuple[int, ...] | None = None,
+    world: World = DEMO_WORLD,
 ) -> list[dict[str, Any]]:
     """Render images into the cache folder (those not there yet) and list them.
 
@@ -45,8 +47,8 @@ def render_files(
     # Named by what the renderer draws, so that images of an older renderer are never mistaken for today's.
     drawn = hashlib.sha256(b"" if classes is None else repr(classes).encode())
     for index in range(2):
-        drawn.update(render(seed, index, size=size, num_objects=num_objects, classes=classes).image.tobytes())
-    folder = cache_directory() / "demo_world" / f"seed{seed}_size{size}_{drawn.hexdigest()[:12]}"
+        drawn.update(render(seed, index, size=size, num_objects=num_objects, classes=classes, world=world).image.tobytes())
+    folder = cache_directory() / world.name / f"seed{seed}_size{size}_{drawn.hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = [
         {
@@ -61,7 +63,7 @@ def render_files(
     present = set(os.listdir(folder))
     missing = [r for r in records if not {Path(r["file_name"]).name, Path(r["sem_seg_file_name"]).name} <= present]
     for record in tqdm(missing, desc=f"rendering seed {seed}", unit="image", disable=len(missing) < 1000):
-        rendered = render(seed, record["image_id"], size=size, num_objects=num_objects, classes=classes)
+        rendered = render(seed, record["image_id"], size=size, num_objects=num_objects, classes=classes, world=world)
         for key, pixels in (("sem_seg_file_name", rendered.label), ("file_name", rendered.image)):
             write_image(record[key], pixels, sync=False, compress_level=1)
     return records
@@ -75,24 +77,25 @@ def register_demo_world(
     vocabulary: Vocabulary = "all",
     size: int = 64,
     num_objects: tuple[int, int] = (2, 3),
+    world: World = DEMO_WORLD,
     replace: bool = False,
 ) -> None:
-    """Register ``num_images`` images of the world ``seed`` as a Detectron2 data set.
+    """Register ``num_images`` images of ``seed`` as a Detectron2 data set.
 
     Args:
         name: of the data set.
         seed: another seed gives a fresh set of images.
         num_images: how many.
         vocabulary: "seen" (unseen pixels ignored), "all" or "unseen" (seen pixels ignored).
-        size, num_objects: as for :func:`render`.
+        size, num_objects, world: as for :func:`render`.
         replace: take the place of a data set of this name.
     """
     register_sem_seg(
         name,
-        SPLIT,
+        world.split,
         vocabulary=vocabulary,
-        load=lambda: render_files(seed, num_images, size=size, num_objects=num_objects),
-        colors=class_colours(),
+        load=lambda: render_files(seed, num_images, size=size, num_objects=num_objects, world=world),
+        colors=class_colours(world),
         replace=replace,
     )
 
@@ -106,38 +109,42 @@ def register_demo_world_multilabel(
     size: int = 64,
     num_objects: tuple[int, int] = (3, 5),
     draw_unseen: bool = True,
+    world: World = DEMO_WORLD,
     replace: bool = False,
 ) -> None:
-    """Register ``num_images`` images of the world ``seed`` with image-level labels: the classes that are visible.
+    """Register ``num_images`` images of ``seed`` with image-level labels: the classes that are visible.
 
     Args as for :func:`register_demo_world`; labels of classes outside ``vocabulary`` are left out.
         draw_unseen: whether unseen classes occur at all. An image in which they do, unlabelled, teaches that a class with
             the same colour or texture is absent where that colour or texture is plain to see.
     """
-    classes = None if draw_unseen else tuple(int(k) for k in SPLIT.seen_indices)
+    split = world.split
+    classes = None if draw_unseen else tuple(int(k) for k in split.seen_indices)
 
     def labels() -> dict[str, list[str]]:
-        records = render_files(seed, num_images, size=size, num_objects=num_objects, classes=classes)
+        records = render_files(seed, num_images, size=size, num_objects=num_objects, classes=classes, world=world)
         return {
-            record["file_name"]: [SPLIT.names[k] for k in np.unique(read_label_image(record["sem_seg_file_name"]))]
+            record["file_name"]: [split.names[k] for k in np.unique(read_label_image(record["sem_seg_file_name"]))]
             for record in records
         }
 
-    register_multilabel(name, SPLIT, "", labels, vocabulary=vocabulary, replace=replace)
+    register_multilabel(name, split, "", labels, vocabulary=vocabulary, replace=replace)
 
 
 def register_builtin() -> None:
-    """Register the sets of both systems; a second call changes nothing.
+    """Register the sets of both worlds; a second call changes nothing.
 
-    demo_world_{train_seen, train_all, val, val_unseen, held_out} and demo_world_multilabel_{train, test, held_out}.
+    <world>_{train_seen, train_all, val, val_unseen, held_out}, and of the demo world for both systems
+    demo_world_multilabel_{train, test, held_out}.
     """
-    if "demo_world_train_seen" in DatasetCatalog.list():
+    if f"{DEMO_WORLD.name}_train_seen" in DatasetCatalog.list():
         return
-    register_demo_world("demo_world_train_seen", TRAIN_SEED, NUM_TRAIN, vocabulary="seen")
-    register_demo_world("demo_world_train_all", TRAIN_SEED, NUM_TRAIN)
-    register_demo_world("demo_world_val", VAL_SEED, NUM_VAL)
-    register_demo_world("demo_world_val_unseen", VAL_SEED, NUM_VAL, vocabulary="unseen")
-    register_demo_world("demo_world_held_out", HELD_OUT_SEED, NUM_VAL)
+    for world in WORLDS.values():
+        register_demo_world(f"{world.name}_train_seen", TRAIN_SEED, NUM_TRAIN, vocabulary="seen", world=world)
+        register_demo_world(f"{world.name}_train_all", TRAIN_SEED, NUM_TRAIN, world=world)
+        register_demo_world(f"{world.name}_val", VAL_SEED, NUM_VAL, world=world)
+        register_demo_world(f"{world.name}_val_unseen", VAL_SEED, NUM_VAL, vocabulary="unseen", world=world)
+        register_demo_world(f"{world.name}_held_out", HELD_OUT_SEED, NUM_VAL, world=world)
     register_demo_world_multilabel(
         "demo_world_multilabel_train", TRAIN_SEED, NUM_TRAIN_MULTILABEL, vocabulary="seen", draw_unseen=False
     )

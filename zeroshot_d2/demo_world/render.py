@@ -1,8 +1,6 @@
-"""The demo world: a seeded synthetic world in which zero-shot transfer can be measured on two cores.
+"""Draws images of the worlds: tiles ("striped green tile") on one or two kinds of ground ("dark water").
 
-Every image shows tiles ("striped green tile") on one or two kinds of ground ("dark water"). A class is a pair of attributes
-(texture x colour, tone x material), and the unseen classes are pairs whose two attributes each occur among the seen
-classes, so a model that understands the attributes can recognise them. Seed and index determine an image completely.
+World, seed and index determine an image completely.
 
 Shapes: images are (S, S, 3) uint8 RGB, label maps (S, S) uint8 with the class index of every pixel.
 """
@@ -15,44 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..class_split import ClassSplit
+from .worlds import DEMO_WORLD, MATERIALS, TONES, World
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (200, 40, 40),
-    "green": (50, 165, 60),
-    "blue": (50, 80, 205),
-    "yellow": (220, 195, 40),
-    "purple": (145, 55, 170),
-}
-TEXTURES = ("plain", "striped", "dotted", "checkered", "netted", "speckled")
-TONES = ("light", "dark")
-MATERIALS: dict[str, tuple[int, int, int]] = {
-    "grass": (95, 125, 60),
-    "water": (75, 125, 150),
-    "sand": (175, 150, 110),
-    "bricks": (150, 95, 75),
-}
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-
-THINGS = tuple(f"{texture} {colour} tile" for texture in TEXTURES for colour in COLOURS)
-STUFF = tuple(f"{tone} {material}" for tone in TONES for material in MATERIALS)
-UNSEEN = (
-    "plain green tile",
-    "striped red tile",
-    "dotted green tile",
-    "checkered blue tile",
-    "netted yellow tile",
-    "speckled purple tile",
-    "dark water",
-)
-SPLIT = ClassSplit(names=THINGS + STUFF, unseen=UNSEEN)
+_SHADES = ((1, 0), (0.7, 0), (0.45, 0), (1, 0.3), (1, 0.5), (1, 0.7))  # of the textures in pictures: share, white
 
 
-def class_colours() -> list[tuple[int, int, int]]:
+def class_colours(world: World = DEMO_WORLD) -> list[tuple[int, int, int]]:
     """RGB of each class in pictures: a tile's own colour, darker or paler by texture; a ground's, by tone."""
     colours = []
-    for share, white in ((1, 0), (0.7, 0), (0.45, 0), (1, 0.3), (1, 0.5), (1, 0.7)):  # one per texture
-        colours += [_mix(rgb, share, white) for rgb in COLOURS.values()]
+    for (share, white), _ in zip(_SHADES, world.textures, strict=False):
+        colours += [_mix(rgb, share, white) for rgb in world.colours.values()]
     for tone in TONES:
         colours += [_mix(rgb, *((1, 0.45) if tone == "light" else (0.5, 0))) for rgb in MATERIALS.values()]
     return colours
@@ -97,7 +67,7 @@ def _shape_mask(shape: str, dy: np.ndarray, dx: np.ndarray, radius: float, angle
         return ((v <= 0.5 * radius) & (abs(u) <= 0.577 * (v + radius))) | (
             (v >= -0.5 * radius) & (abs(u) <= 0.577 * (radius - v))
         )
-    raise ValueError(f"unknown shape {shape!r}; the demo world has {SHAPES}")
+    raise ValueError(f"unknown shape {shape!r}; there are {DEMO_WORLD.shapes}")
 
 
 def _texture(texture: str, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -117,12 +87,12 @@ def _texture(texture: str, size: int, rng: np.random.Generator) -> np.ndarray:
         return ((x % 5 == 0) | (y % 5 == 0)).astype(float)
     if texture == "speckled":
         return (rng.random((size, size)) < 0.3).astype(float)
-    raise ValueError(f"unknown texture {texture!r}; the demo world has {TEXTURES}")
+    raise ValueError(f"unknown texture {texture!r}; there are {DEMO_WORLD.textures}")
 
 
-def _paint_tile(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
+def _paint_tile(name: str, world: World, size: int, rng: np.random.Generator) -> np.ndarray:
     texture, colour, _ = name.split()
-    base = np.array(COLOURS[colour], dtype=float) + rng.integers(-14, 15, size=3)
+    base = np.array(world.colours[colour], dtype=float) + rng.integers(-world.jitter, world.jitter + 1, size=3)
     pale = 0.25 * base + 0.75 * 245
     weight = _texture(texture, size, rng)[..., None]
     return (1 - weight) * base + weight * pale
@@ -163,15 +133,17 @@ def render(
     size: int = 64,
     num_objects: tuple[int, int] = (2, 3),
     classes: Iterable[int] | None = None,
+    world: World = DEMO_WORLD,
 ) -> DemoImage:
-    """Render image ``index`` of the world ``seed``.
+    """Render image ``index`` of ``seed``.
 
     Args:
-        seed, index: determine the image completely, on every machine.
+        seed, index: determine the image of a world completely, on every machine.
         size: side S in pixels, at least 32.
         num_objects: the least and the greatest number of tiles.
         classes: vocabulary indices of the classes to draw from; all by default. Without a tile, or without a ground, among
             them all of that kind are drawn.
+        world: what there is to draw.
 
     Raises:
         ValueError: if ``size`` is below 32 or ``num_objects`` is not an ordered pair of counts.
@@ -182,16 +154,17 @@ def render(
         raise ValueError(f"num_objects must be (least, greatest) with 0 <= least <= greatest, got {num_objects}")
     rng = np.random.default_rng([seed, index])
     rows, columns = _grid(size)
-    wanted = np.arange(len(SPLIT)) if classes is None else np.asarray(list(classes))
-    choices = wanted[wanted < len(THINGS)] if (wanted < len(THINGS)).any() else np.arange(len(THINGS))
-    stuff = wanted[wanted >= len(THINGS)] if (wanted >= len(THINGS)).any() else np.arange(len(THINGS), len(SPLIT))
+    names, tiles = world.split.names, len(world.things)
+    wanted = np.arange(len(names)) if classes is None else np.asarray(list(classes))
+    choices = wanted[wanted < tiles] if (wanted < tiles).any() else np.arange(tiles)
+    stuff = wanted[wanted >= tiles] if (wanted >= tiles).any() else np.arange(tiles, len(names))
 
     grounds = rng.permutation(stuff)[:2]
-    image = _paint_ground(SPLIT.names[grounds[0]], size, rng)
+    image = _paint_ground(names[grounds[0]], size, rng)
     label = np.full((size, size), grounds[0], dtype=np.uint8)
-    if rng.random() < 0.5 and len(grounds) == 2:
+    if rng.random() < world.two_grounds and len(grounds) == 2:
         beyond = _ground_border(size, rng)
-        image[beyond] = _paint_ground(SPLIT.names[grounds[1]], size, rng)[beyond]
+        image[beyond] = _paint_ground(names[grounds[1]], size, rng)[beyond]
         label[beyond] = grounds[1]
 
     masks: list[np.ndarray] = []
@@ -199,15 +172,15 @@ def render(
     for _ in range(int(rng.integers(num_objects[0], num_objects[1] + 1))):
         for _attempt in range(20):  # until it hides at most a third of every tile below it
             centre = size * (0.15 + 0.7 * rng.random(2))
-            radius = size * (0.15 + 0.12 * rng.random())
-            shape = SHAPES[int(rng.integers(len(SHAPES)))]
+            radius = size * (world.radius[0] + (world.radius[1] - world.radius[0]) * rng.random())
+            shape = world.shapes[int(rng.integers(len(world.shapes)))]
             mask = _shape_mask(shape, rows - centre[0], columns - centre[1], radius, 2 * np.pi * rng.random())
             if all((below & ~mask).sum() >= area * 2 / 3 for below, area in zip(masks, areas, strict=True)):
                 break
         else:
             continue
         thing = int(rng.choice(choices))
-        image[mask] = _paint_tile(SPLIT.names[thing], size, rng)[mask]
+        image[mask] = _paint_tile(names[thing], world, size, rng)[mask]
         label[mask] = thing
         masks = [below & ~mask for below in masks] + [mask]
         areas.append(int(mask.sum()))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from zeroshot_d2 import ClassSplit
-from zeroshot_d2.clip.loader import DEMO_CLIP_NAME
+from zeroshot_d2.clip.loader import DEMO_CLIP
 from zeroshot_d2.clip.text import ClipTextEmbeddings, get_templates
 from zeroshot_d2.vocabulary import read_names, vocabulary_from_names
 
@@ -60,7 +60,7 @@ def _embedded(name: str, names: Iterable[str], words: tuple[str, ...] | None, wa
 
     def run(folder: Path) -> Any:
         texts = ClipTextEmbeddings(
-            name=DEMO_CLIP_NAME, pretrained="bundled", templates=get_templates("single"), weights_hash=str(folder)
+            name=DEMO_CLIP.name, pretrained="bundled", templates=get_templates("single"), weights_hash=str(folder)
         )
         return texts(vocabulary_from_names(list(names)).prompts)
 

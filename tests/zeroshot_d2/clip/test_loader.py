@@ -11,8 +11,8 @@ from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
 from zeroshot_d2.clip.loader import (
-    DEMO_CLIP_NAME,
-    DEMO_CLIP_WEIGHTS,
+    BUNDLED_CLIPS,
+    DEMO_CLIP,
     PIXEL_MEAN,
     PIXEL_STD,
     DownloadFailed,
@@ -125,16 +125,17 @@ def test_weights_that_cannot_be_had_offline(name, tag, monkeypatch, tmp_path):
         create_clip(name, tag)
 
 
-def test_bundled_weights_belong_to_the_demo_clip():
-    with pytest.raises(ValueError, match="goes with 'demo-world-clip' only"):
+def test_bundled_weights_belong_to_the_bundled_clips():
+    with pytest.raises(ValueError, match="goes with 'demo-world-clip' and 'demo-near-clip' only"):
         create_clip("ViT-B-16", "bundled")
 
 
-def test_bundled_weights_load():
-    clip = create_clip(DEMO_CLIP_NAME, "bundled")
-    assert fingerprint(clip) != fingerprint(create_clip(DEMO_CLIP_NAME, ""))
-    assert DEMO_CLIP_WEIGHTS.stat().st_size <= 10e6
-    assert fingerprint(clip) == fingerprint(create_clip(DEMO_CLIP_NAME, str(DEMO_CLIP_WEIGHTS)))
+@pytest.mark.parametrize("bundled", BUNDLED_CLIPS.values(), ids=list(BUNDLED_CLIPS))
+def test_bundled_weights_load(bundled):
+    clip = create_clip(bundled.name, "bundled")
+    assert fingerprint(clip) != fingerprint(create_clip(bundled.name, ""))
+    assert bundled.weights.stat().st_size <= 10e6
+    assert fingerprint(clip) == fingerprint(create_clip(bundled.name, str(bundled.weights)))
 
 
 def test_local_files(tmp_path):
@@ -167,15 +168,15 @@ def test_openai_s_archives_are_known_by_their_addresses():
 
 
 def test_weights_that_hold_nan_are_refused(tmp_path):
-    state = create_clip(DEMO_CLIP_NAME, "").state_dict()
+    state = create_clip(DEMO_CLIP.name, "").state_dict()
     torch.save({**state, "ln_final.bias": torch.full_like(state["ln_final.bias"], torch.nan)}, tmp_path / "clip.pt")
     with pytest.raises(ValueError, match=r"clip\.pt .*NaN in ln_final\.bias"):
-        create_clip(DEMO_CLIP_NAME, str(tmp_path / "clip.pt"))
+        create_clip(DEMO_CLIP.name, str(tmp_path / "clip.pt"))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_weights_of_another_model(tmp_path, suffix):
-    clip = create_clip(DEMO_CLIP_NAME, "")
+    clip = create_clip(DEMO_CLIP.name, "")
     path = tmp_path / f"clip.{suffix}"
     if suffix == "pt":
         torch.save(clip.state_dict(), path)
@@ -199,7 +200,7 @@ def test_openai_in_a_file_name_means_quickgelu(tmp_path):
 
 
 def test_tokenizer_by_name():
-    tokens = get_tokenizer(DEMO_CLIP_NAME)(["striped green tile", "dark water"])
+    tokens = get_tokenizer(DEMO_CLIP.name)(["striped green tile", "dark water"])
     assert tokens.shape == (2, 24)
     assert (tokens[0] > 0).sum() == 5 and (tokens[1] > 0).sum() == 4  # a token per word, and the two ends
     assert get_tokenizer("ViT-B-16-quickgelu")(["a cat"]).shape == (1, 77)
@@ -258,7 +259,7 @@ def test_pixel_statistics_follow_the_tag():
         assert pixel_stats(name, tag) == [half]
     assert set(pixel_stats("ViT-L-14", "/some/file.pt")) == {clip, half}  # whichever tag it was
     assert pixel_stats("ViT-L-14", "") == [] and pixel_stats(PLAIN_NAME, "/some/file.pt") == []
-    assert pixel_stats(DEMO_CLIP_NAME, "bundled") == [clip] and pixel_stats(DEMO_CLIP_NAME, "") == []
+    assert pixel_stats(DEMO_CLIP.name, "bundled") == [clip] and pixel_stats(DEMO_CLIP.name, "") == []
 
 
 def test_a_tokenizer_that_cannot_be_had():

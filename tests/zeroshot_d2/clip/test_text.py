@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 
 from zeroshot_d2.cli import load_config
 from zeroshot_d2.clip import text
-from zeroshot_d2.clip.loader import DEMO_CLIP_NAME, get_tokenizer
+from zeroshot_d2.clip.loader import DEMO_CLIP, get_tokenizer
 from zeroshot_d2.clip.text import TEMPLATES, ClipTextEmbeddings, embed_prompts, encode_tokens, get_templates
 
 NAMES = ("dark sand", "a very long name of a class that nobody would give to a tile", "red tile")
@@ -22,7 +22,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def plain(clip, prompts, templates):
     """One text at a time, padded to the full context, averaged class by class."""
-    tokenizer = get_tokenizer(DEMO_CLIP_NAME)
+    tokenizer = get_tokenizer(DEMO_CLIP.name)
     rows = []
     for prompt in prompts:
         texts = [template.format(synonym.strip()) for synonym in prompt.split("|") for template in templates]
@@ -33,7 +33,7 @@ def plain(clip, prompts, templates):
 
 
 def test_tokens_without_padding_give_encode_text(random_clip):
-    tokens = get_tokenizer(DEMO_CLIP_NAME)(list(NAMES))
+    tokens = get_tokenizer(DEMO_CLIP.name)(list(NAMES))
     length = int((tokens > 0).sum(1).max())
     with torch.no_grad():
         expected = random_clip.encode_text(tokens)
@@ -44,7 +44,7 @@ def test_tokens_without_padding_give_encode_text(random_clip):
 @pytest.mark.parametrize("batch_size", [1, 4, 512])
 def test_prototypes_equal_padded_single_texts(random_clip, batch_size):
     prompts, templates = [*NAMES, "blue tile | azure tile|"], TEMPLATES["vild"][:5]
-    embeddings = embed_prompts(random_clip, get_tokenizer(DEMO_CLIP_NAME), prompts, templates, batch_size=batch_size)
+    embeddings = embed_prompts(random_clip, get_tokenizer(DEMO_CLIP.name), prompts, templates, batch_size=batch_size)
     expected = plain(random_clip, [prompt.strip(" |") for prompt in prompts], templates)
     torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
@@ -52,13 +52,13 @@ def test_prototypes_equal_padded_single_texts(random_clip, batch_size):
 
 
 def test_synonyms_lie_between(random_clip):
-    tokenizer = get_tokenizer(DEMO_CLIP_NAME)
+    tokenizer = get_tokenizer(DEMO_CLIP.name)
     one, other, both = embed_prompts(random_clip, tokenizer, ["red tile", "dark water", "red tile|dark water"], ["{}"])
     torch.testing.assert_close(both, F.normalize(one + other, dim=0), rtol=1e-4, atol=1e-5)
 
 
 def test_synonyms_with_weights(random_clip):
-    tokenizer = get_tokenizer(DEMO_CLIP_NAME)
+    tokenizer = get_tokenizer(DEMO_CLIP.name)
     prompts = ["red tile", "dark water", "red tile *3|dark water *0.5"]
     one, _, both = embed_prompts(random_clip, tokenizer, prompts, ["{}", "a {}"])
     (alone,) = embed_prompts(random_clip, tokenizer, ["red tile *7"], ["{}", "a {}"])
@@ -70,14 +70,14 @@ def test_synonyms_with_weights(random_clip):
 
 
 def test_texts_longer_than_the_context_are_cut(random_clip):
-    embeddings = embed_prompts(random_clip, get_tokenizer(DEMO_CLIP_NAME), ["zebra crossing " * 30], ["{}"])
+    embeddings = embed_prompts(random_clip, get_tokenizer(DEMO_CLIP.name), ["zebra crossing " * 30], ["{}"])
     assert embeddings.isfinite().all()
 
 
 @pytest.mark.parametrize(("prompts", "message"), [([], "empty"), (["cat", " | "], "class 1 has a blank name")])
 def test_broken_prompts(random_clip, prompts, message):
     with pytest.raises(ValueError, match=message):
-        embed_prompts(random_clip, get_tokenizer(DEMO_CLIP_NAME), prompts, ["{}"])
+        embed_prompts(random_clip, get_tokenizer(DEMO_CLIP.name), prompts, ["{}"])
 
 
 def test_only_a_causal_tower_may_be_cut():
@@ -117,14 +117,14 @@ def test_a_config_names_its_templates(tmp_path):
 
 @pytest.fixture
 def embeddings():
-    return ClipTextEmbeddings(name=DEMO_CLIP_NAME, pretrained="", templates=["{}"], weights_hash="0" * 64, kept=2)
+    return ClipTextEmbeddings(name=DEMO_CLIP.name, pretrained="", templates=["{}"], weights_hash="0" * 64, kept=2)
 
 
 def test_clip_is_loaded_only_for_a_new_vocabulary(embeddings, random_clip, monkeypatch):
     loads = []
     monkeypatch.setattr(text, "create_clip", lambda *args: loads.append(args) or random_clip)
     first = embeddings(("red tile", "dark sand"))
-    assert loads == [(DEMO_CLIP_NAME, "")]
+    assert loads == [(DEMO_CLIP.name, "")]
     assert torch.equal(embeddings(["red tile", "dark sand"]), first) and len(loads) == 1  # from memory
     embeddings(("dark water",), clip=random_clip)
     embeddings(("light water",), clip=random_clip)  # at hand: not loaded, and the first vocabulary leaves the memory
@@ -141,7 +141,7 @@ def test_order_of_names_is_the_order_of_rows(embeddings, random_clip):
 def test_another_clip_has_entries_of_its_own(random_clip, own_cache):
     for weights_hash in ("0" * 64, "1" * 64):
         embeddings = ClipTextEmbeddings(
-            name=DEMO_CLIP_NAME, pretrained="", templates=["{}"], weights_hash=weights_hash, kept=2
+            name=DEMO_CLIP.name, pretrained="", templates=["{}"], weights_hash=weights_hash, kept=2
         )
         embeddings(["red tile"], clip=random_clip)
     assert len(list(own_cache.glob("*.npz"))) == 2
@@ -150,9 +150,9 @@ def test_another_clip_has_entries_of_its_own(random_clip, own_cache):
 def test_classes_that_are_equal_as_far_as_clip_reads_are_refused(random_clip):
     long = "a very long name " * 20
     with pytest.raises(ValueError, match=r"one' and '.*two' are the same to CLIP, which reads 24 tokens"):
-        embed_prompts(random_clip, get_tokenizer(DEMO_CLIP_NAME), [f"{long} one", f"{long} two"], ("a {}",))
+        embed_prompts(random_clip, get_tokenizer(DEMO_CLIP.name), [f"{long} one", f"{long} two"], ("a {}",))
     # As two classes of Open Images are: whoever lists them knows that they are spelt alike.
-    embed_prompts(random_clip, get_tokenizer(DEMO_CLIP_NAME), ["red tile", "Red tile"], ("a {}",))
+    embed_prompts(random_clip, get_tokenizer(DEMO_CLIP.name), ["red tile", "Red tile"], ("a {}",))
 
 
 def test_a_class_that_is_cut_is_said(embeddings, caplog):

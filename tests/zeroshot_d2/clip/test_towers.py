@@ -14,7 +14,7 @@ from open_clip.transformer import VisionTransformer
 
 from alignzeg_d2.modeling.clip_image_encoder import ClipImageEncoder
 from alignzeg_d2.modeling.semantic_decoder import SemanticDecoder
-from zeroshot_d2.clip.loader import DEMO_CLIP_NAME, create_clip, embedding_dim
+from zeroshot_d2.clip.loader import DEMO_CLIP, create_clip, embedding_dim
 from zeroshot_d2.clip.towers import (
     WITH_CLS,
     WITHOUT_CLS,
@@ -209,4 +209,4 @@ def test_networks_without_tokens_are_refused(name):
 
 
 def test_embedding_dim_is_that_of_the_tower():
-    assert embedding_dim(DEMO_CLIP_NAME) == create_clip(DEMO_CLIP_NAME, "").visual.output_dim
+    assert embedding_dim(DEMO_CLIP.name) == create_clip(DEMO_CLIP.name, "").visual.output_dim

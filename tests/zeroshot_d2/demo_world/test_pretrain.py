@@ -10,67 +10,80 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zeroshot_d2 import demo_world
-from zeroshot_d2.clip.loader import DEMO_CLIP_BPE, DEMO_CLIP_CONFIG, DEMO_CLIP_NAME, create_clip, get_tokenizer
+from zeroshot_d2.clip.loader import BUNDLED_CLIPS, DEMO_CLIP, create_clip, get_tokenizer
 from zeroshot_d2.clip.text import TEMPLATES
-from zeroshot_d2.demo_world import pretrain
+from zeroshot_d2.demo_world import DEMO_NEAR, DEMO_WORLD, STUFF, WORLDS, DemoImage, World, pretrain, render
 from zeroshot_d2.demo_world.pretrain import (
-    FACT_INDEX,
-    FACTS,
     build_bpe_table,
     caption_of,
     contrastive_loss,
+    facts,
     facts_of,
     initialise,
     normalise,
     single_tile_accuracy,
 )
-from zeroshot_d2.demo_world.render import STUFF, THINGS
+
+THINGS = DEMO_WORLD.things
+
+
+@pytest.fixture(params=list(WORLDS))
+def world(request: pytest.FixtureRequest) -> World:
+    return WORLDS[request.param]
 
 
 # ---- texts ----
-def test_bundled_bpe_table_is_the_one_that_is_built():
-    assert gzip.decompress(DEMO_CLIP_BPE.read_bytes()) == gzip.decompress(build_bpe_table())
+def test_bundled_bpe_table_is_the_one_that_is_built(world):
+    table = BUNDLED_CLIPS[world.clip].bpe.read_bytes()
+    assert gzip.decompress(table) == gzip.decompress(build_bpe_table(world))
 
 
-def test_every_word_of_the_demo_world_is_one_token_and_comes_back():
-    tokenizer = open_clip.get_tokenizer(DEMO_CLIP_NAME, bpe_path=str(DEMO_CLIP_BPE))
-    for name in (*THINGS, *STUFF):
+def test_every_word_of_a_world_is_one_token_and_comes_back(world):
+    tokenizer = open_clip.get_tokenizer(world.clip, bpe_path=str(BUNDLED_CLIPS[world.clip].bpe))
+    for name in facts(world):
         ids = tokenizer.encode(name)
         assert len(ids) == len(name.split())
         assert tokenizer.decode(ids).strip() == name
     assert tokenizer.decode(tokenizer.encode("an unrelated zebra")).strip() == "an unrelated zebra"
 
 
-def test_ids_fit_the_model_and_longest_texts_its_context():
-    text = json.loads(DEMO_CLIP_CONFIG.read_text())["text_cfg"]
-    names = [*THINGS, *STUFF]
-    tokens = get_tokenizer(DEMO_CLIP_NAME)([t.format(name) for t in TEMPLATES["vild"] for name in names])
+def test_ids_fit_the_model_and_longest_texts_its_context(world):
+    text = json.loads(BUNDLED_CLIPS[world.clip].config.read_text())["text_cfg"]
+    names = [*world.things, *STUFF]
+    tokens = get_tokenizer(world.clip)([t.format(name) for t in TEMPLATES["vild"] for name in names])
     assert tokens.max() == text["vocab_size"] - 1  # the end-of-text token, the largest, which argmax finds
     assert (tokens == tokens.max()).sum(1).tolist() == [1] * len(tokens)
     assert (tokens > 0).sum(1).max() < text["context_length"]  # nothing was cut
 
 
-def test_captions_state_facts_that_hold():
+def test_captions_state_facts_that_hold(world):
     rng = np.random.default_rng(0)
-    kinds = set()
+    kinds, families = set(), 0
     for index in range(200):
-        rendered = demo_world.render(0, index, num_objects=(0, 3))
-        caption, stated = caption_of(rendered, rng)
-        held = facts_of(rendered)
-        assert stated and all(held[FACT_INDEX[fact]] for fact in stated)
+        rendered = render(0, index, num_objects=(0, 3), world=world)
+        caption, stated = caption_of(rendered, world, rng)
+        assert stated and set(stated) <= facts_of(rendered, world) and set(stated) <= set(facts(world))
         assert all(fact in caption for fact in stated)
-        kinds.add((len(stated), any(fact in THINGS for fact in stated), any(fact in STUFF for fact in stated)))
+        kinds.add((len(stated), any("tile" in fact for fact in stated), any(fact in STUFF for fact in stated)))
+        families += any(word in caption for word in world.families)
     assert len(kinds) >= 5  # things, grounds, single words, scenes
+    assert families > 100 if world.families else families == 0
 
 
-def test_facts_of_an_image_are_its_classes_and_their_attributes():
-    image = demo_world.DemoImage(
+@pytest.mark.parametrize(
+    ("world", "things", "expected"),
+    [
+        (DEMO_WORLD, ["dotted red tile"], {"dotted red tile", "dotted", "red"}),
+        (DEMO_NEAR, ["plain teal tile"], {"plain teal tile", "plain", "teal", "bluish", "plain bluish tile"}),
+    ],
+)
+def test_facts_of_an_image_are_its_classes_and_their_attributes(world, things, expected):
+    names = world.split.names
+    image = DemoImage(
         image=np.zeros((2, 2, 3), np.uint8), label=np.zeros((2, 2), np.uint8),
-        classes=(THINGS.index("dotted red tile"), len(THINGS) + STUFF.index("dark sand")),
+        classes=tuple(names.index(name) for name in [*things, "dark sand"]),
     )  # fmt: skip
-    held = {FACTS[i] for i in np.flatnonzero(facts_of(image))}
-    assert held == {"dotted red tile", "dotted", "red", "dark sand", "dark", "sand"}
+    assert facts_of(image, world) == {*expected, "dark sand", "dark", "sand"}
 
 
 # ---- loss ----
@@ -97,7 +110,7 @@ def test_pixels_are_normalised_as_clip_expects():
 
 # ---- training ----
 def test_initialisation_is_openais():
-    clip = create_clip(DEMO_CLIP_NAME, "")
+    clip = create_clip(DEMO_CLIP.name, "")
     initialise(clip)
     width, layers = 128, 6
     block = clip.visual.transformer.resblocks[2]
@@ -108,11 +121,11 @@ def test_initialisation_is_openais():
 
 def test_batches_are_repeatable_and_start_with_single_tiles():
     def first(start):
-        return next(iter(pretrain._Captions(5, 8, single_until=2, start=start)))
+        return next(iter(pretrain._Captions(DEMO_WORLD, 5, 8, single_until=2, start=start)))
 
     images, captions, held, stated = first(0)
     assert images.shape == (8, 64, 64, 3) and len(captions) == 8
-    assert held.shape == stated.shape == (8, len(FACTS))
+    assert held.shape == stated.shape == (8, len(facts(DEMO_WORLD)))
     assert (held | ~stated).all()  # every caption fits its own image
     again = first(0)
     assert np.array_equal(images, again[0]) and captions == again[1]
@@ -132,7 +145,7 @@ def test_a_few_steps_lower_the_loss(monkeypatch):
 
     monkeypatch.setattr(pretrain, "contrastive_loss", recorded)
     clip = pretrain.train(
-        steps=25, batch_size=16, seed=0, learning_rate=1e-3, weight_decay=0.05, single_share=1.0, workers=0
+        world=DEMO_NEAR, steps=25, batch_size=16, seed=0, learning_rate=1e-3, weight_decay=0.05, single_share=1.0, workers=0
     )
     assert len(losses) == 25 and not clip.training
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
@@ -140,17 +153,22 @@ def test_a_few_steps_lower_the_loss(monkeypatch):
 
 def test_the_bundled_clip_knows_single_tiles_of_unseen_classes():
     """Far above the chance of one in thirty; with random weights it is there."""
-    accuracy = single_tile_accuracy(create_clip(DEMO_CLIP_NAME, "bundled"), seed=6, num_images=80)
+    accuracy = single_tile_accuracy(create_clip(DEMO_CLIP.name, "bundled"), DEMO_WORLD, seed=6, num_images=80)
     assert accuracy["seen"] > 70 and accuracy["unseen"] > 60
-    chance = single_tile_accuracy(create_clip(DEMO_CLIP_NAME, ""), seed=6, num_images=80)
+    chance = single_tile_accuracy(create_clip(DEMO_CLIP.name, ""), DEMO_WORLD, seed=6, num_images=80)
     assert chance["seen"] < 20
 
 
+def test_the_near_worlds_clip_knows_the_family_of_an_unseen_class_and_hardly_the_class():
+    accuracy = single_tile_accuracy(create_clip(DEMO_NEAR.clip, "bundled"), DEMO_NEAR, seed=6, num_images=80)
+    assert accuracy["unseen, family"] > 80 and accuracy["unseen"] < 60
+
+
 def test_the_command_writes_a_whole_file(tmp_path, monkeypatch):
-    clip = create_clip(DEMO_CLIP_NAME, "")
+    clip = create_clip(DEMO_CLIP.name, "")
     monkeypatch.setattr(pretrain, "train", lambda **arguments: clip)
-    monkeypatch.setattr(pretrain, "single_tile_accuracy", lambda clip, **arguments: {})
+    monkeypatch.setattr(pretrain, "single_tile_accuracy", lambda *arguments, **options: {})
     pretrain.main(["--output", str(tmp_path / "new/clip.safetensors"), "--steps", "1"])
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["clip.safetensors"]
-    loaded = create_clip(DEMO_CLIP_NAME, str(tmp_path / "new/clip.safetensors"))
+    loaded = create_clip(DEMO_CLIP.name, str(tmp_path / "new/clip.safetensors"))
     assert all(torch.equal(value, clip.state_dict()[name]) for name, value in loaded.state_dict().items())

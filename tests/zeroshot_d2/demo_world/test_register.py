@@ -9,8 +9,8 @@ from PIL import Image
 
 from zeroshot_d2 import IGNORE_LABEL, demo_world, read_label
 from zeroshot_d2.demo_world import (
+    DEMO_NEAR,
     SPLIT,
-    UNSEEN,
     register,
     register_demo_world,
     register_demo_world_multilabel,
@@ -56,7 +56,7 @@ def test_the_same_world_again_and_another_one(name, registers):
         registers(name, seed=9, num_images=3, vocabulary="unseen")
     assert len(DatasetCatalog.get(name)) == 2 and MetadataCatalog.get(name).class_split == SPLIT
     registers(name, seed=9, num_images=3, vocabulary="unseen", replace=True)
-    assert len(DatasetCatalog.get(name)) == 3 and MetadataCatalog.get(name).class_split.names == tuple(UNSEEN)
+    assert len(DatasetCatalog.get(name)) == 3 and MetadataCatalog.get(name).class_split.names == SPLIT.unseen
 
 
 def test_no_image_is_no_world():
@@ -66,8 +66,9 @@ def test_no_image_is_no_world():
 
 def test_worlds_do_not_share_a_folder():
     worlds = [((1, 1), {}), ((2, 1), {}), ((1, 1), {"size": 96}), ((1, 1), {"num_objects": (4, 5)})]
+    worlds.append(((1, 1), {"world": DEMO_NEAR}))
     folders = {Path(render_files(*args, **options)[0]["file_name"]).parent for args, options in worlds}
-    assert len(folders) == 4
+    assert len(folders) == 5
 
 
 @pytest.mark.parametrize(
@@ -76,8 +77,12 @@ def test_worlds_do_not_share_a_folder():
         ("demo_world_train_seen", SPLIT.seen, "supervised", NUM_TRAIN),
         ("demo_world_train_all", SPLIT.names, None, NUM_TRAIN),
         ("demo_world_val", SPLIT.names, "GZS3", NUM_VAL),
-        ("demo_world_val_unseen", UNSEEN, "ZS3", NUM_VAL),
+        ("demo_world_val_unseen", SPLIT.unseen, "ZS3", NUM_VAL),
         ("demo_world_held_out", SPLIT.names, "GZS3", NUM_VAL),
+        ("demo_near_train_seen", DEMO_NEAR.split.seen, "supervised", NUM_TRAIN),
+        ("demo_near_val", DEMO_NEAR.split.names, "GZS3", NUM_VAL),
+        ("demo_near_val_unseen", DEMO_NEAR.unseen, "ZS3", NUM_VAL),
+        ("demo_near_held_out", DEMO_NEAR.split.names, "GZS3", NUM_VAL),
     ],
 )
 def test_registered_sets(name, vocabulary, protocol, count, monkeypatch):
@@ -97,7 +102,7 @@ def test_seeds_of_training_and_evaluation_differ():
 
 def test_training_ignores_unseen_pixels_and_zs3_ignores_seen_ones(name):
     records = render_files(1, 12)
-    for vocabulary, kept_names in (("seen", SPLIT.seen), ("unseen", UNSEEN), ("all", SPLIT.names)):
+    for vocabulary, kept_names in (("seen", SPLIT.seen), ("unseen", SPLIT.unseen), ("all", SPLIT.names)):
         register_demo_world(name, 1, 12, vocabulary=vocabulary)
         metadata = MetadataCatalog.get(name)
         ignored = 0
