@@ -64,8 +64,8 @@ class Demo:
         if sweep:
             write_json(run.output / "gamma_sweep.json", sweep)
         return DemoReport(
-            "AlignZeg on the demo world",
-            _lead(run),
+            f"AlignZeg on {dataset_name}",
+            _lead(run, dataset_name),
             _table(run.results),
             _EXPLANATIONS,
             [
@@ -156,7 +156,13 @@ def _table(results: Results) -> Table:
     return Table(["data set", "protocol", *_COLUMNS.values(), "images"], rows)
 
 
-def _lead(run: DemoRun) -> list[str]:
+_WORLDS = {
+    "demo_world": "Every unseen class is a new combination of attributes that occur among the seen ones.",
+    "demo_near": "Every unseen class has seen neighbours of nearly its own colour, for which an uncorrected model takes it.",
+}
+
+
+def _lead(run: DemoRun, dataset_name: str) -> list[str]:
     cfg = run.cfg
     split = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).class_split
     effort = (
@@ -165,14 +171,18 @@ def _lead(run: DemoRun) -> list[str]:
         else f"It was trained for {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, and then "
         f"evaluated, in {run.seconds / 60:.1f} minutes on {_device(cfg)}; CLIP stayed frozen."
     )
-    return [
+    about = next((text for world, text in _WORLDS.items() if dataset_name.startswith(world)), None)
+    lead = [
         "Zero-shot semantic segmentation names regions of classes that no training label ever showed. AlignZeg (Ge et al., "
         "ECCV 2024) proposes masks, classifies them with CLIP, and corrects the bias towards the classes that it was "
         f"trained on. This model was trained on labels of {len(split)} classes. {effort}",
-        "The demo world is synthetic: coloured and textured tiles on some ground. Every unseen class is a new combination "
-        "of attributes that occur among the seen ones. The numbers show that the method works and how its parts behave; "
-        "they cannot be compared with those on photographs.",
     ]
+    if about is not None:
+        lead.append(
+            f"The images are synthetic: coloured and textured tiles on some ground. {about} The numbers show that the "
+            "method works and how its parts behave; they cannot be compared with those on photographs."
+        )
+    return lead
 
 
 def _device(cfg: CfgNode) -> str:
