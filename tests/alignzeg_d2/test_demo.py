@@ -131,6 +131,9 @@ def test_wrong_arguments_are_named(datasets: None, tmp_path: Path, capsys: pytes
         with pytest.raises(SystemExit):
             run(option, "x")
         assert f"{option} needs --system NAME" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(*given, "--with-baseline", "--config-file", "demo_near/alignzeg.yaml")
+    assert "leave out --config-file" in capsys.readouterr().err
     with pytest.raises(ValueError, match="'Gamma' is no system"):
         run("--system", "Gamma")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
