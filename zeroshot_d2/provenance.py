@@ -6,6 +6,7 @@ import functools
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def run_facts(cfg: CfgNode) -> dict[str, Any]:
         "cpu": _cpu(),
         "torch": torch.__version__,
     }
+
+
+def without_run(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What a rerun must give again: results by data set, less their :func:`run_facts`."""
+    return {name: {key: value for key, value in numbers.items() if key != "run"} for name, numbers in results.items()}
 
 
 @functools.cache

@@ -41,3 +41,9 @@ def test_the_commit_of_a_clone_and_whether_files_were_changed(tmp_path, monkeypa
     file.write_text("2")
     provenance._commit.cache_clear()
     assert provenance._commit() == f"{commit}+"
+
+
+def test_what_a_rerun_gives_again():
+    results = {"val": {"hIoU": 1.0, "run": {"seed": 7}}, "test": {"hIoU": 2.0}}
+    assert provenance.without_run(results) == {"val": {"hIoU": 1.0}, "test": {"hIoU": 2.0}}
+    assert results["val"]["run"] == {"seed": 7}

@@ -159,7 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if getattr(args, option) is not None:
                 parser.fail(f"--{option.replace('_', '-')} needs --system NAME: each system has its own")
     if args.with_baseline and args.config_file is not None:
-        parser.fail("--with-baseline trains the baseline of the demo's own config: leave out --config-file or --with-baseline")
+        parser.fail(
+            "--with-baseline trains the baseline of the demo's own config: leave out --config-file or --with-baseline"
+        )
     systems = (
         [system for system in all_systems() if system.has("demo")] if args.system is None else [find_system(args.system)]
     )
