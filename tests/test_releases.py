@@ -67,7 +67,7 @@ def test_evaluate_on_a_foreign_data_set(release, name, root, demo_cfg):
     cfg = build(demo_cfg, root / "output", "demo_world_train_seen", name)
     results = Trainer.test(cfg, Trainer.build_model(cfg).eval())[name]
     assert results["protocol"] == "cross-dataset" and 0 <= results["mIoU"] <= 100
-    assert set(results) == {"protocol", "mIoU", "mIoU_gt_or_predicted", "pAcc", "IoU", "num_images", "model"}
+    assert set(results) == {"protocol", "mIoU", "mIoU_gt_or_predicted", "pAcc", "IoU", "num_images", "model", "run"}
     assert sum(value is not None for value in results["IoU"].values()) >= 1
 
 
