@@ -74,6 +74,13 @@ def overlaps(mask_logits: Tensor, truth: IntArray, num_classes: int) -> Tensor:
     return torch.cat([masks[:, kept] @ of_class for masks in masks_at(mask_logits, size)])
 
 
+def pure_ones(overlap: Tensor) -> tuple[Tensor, Tensor]:
+    """Which proposals lie on one class, by :data:`PURE`, and on which: (Q, K) -> (Q,) bool and (P,) of those."""
+    mass = overlap.sum(dim=1)
+    pure = (mass > 1) & (overlap.max(dim=1).values >= PURE * mass)  # more than a pixel
+    return pure, overlap[pure].argmax(dim=1)
+
+
 def area_under_curve(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> float | None:
     """The chance that a positive scores above a negative, ties counting half, in percent; None without both kinds."""
     count = int(positive.sum())
@@ -106,8 +113,8 @@ class BiasCounts:
     indicator: list[npt.NDArray[np.float64]] = field(default_factory=list)
     of_unseen: list[npt.NDArray[np.bool_]] = field(default_factory=list)
 
-    def add(self, proposals: Mapping[str, Any], truth: IntArray) -> None:
-        """Count an image.
+    def add(self, proposals: Mapping[str, Any], truth: IntArray) -> Tensor:
+        """Count an image; its :func:`overlaps`.
 
         Args:
             proposals: "mask_logits" (Q, h, w), "class_logits" (Q, K + 1), "class_indicator" (Q,) or None.
@@ -127,15 +134,15 @@ class BiasCounts:
         indicator = proposals.get("class_indicator")
         if indicator is not None and self.gamma is not None:
             variants[OWN] = correct_bias(logits, indicator, ~unseen, self.gamma)
-            purity = overlap.max(dim=1).values / mass.clamp(min=1e-6)
-            pure = known & (purity >= PURE)
+            pure, classes_of_pure = pure_ones(overlap)
             self.indicator.append(indicator[pure].cpu().double().numpy())
-            self.of_unseen.append(unseen[overlap[pure].argmax(dim=1)].cpu().numpy())
+            self.of_unseen.append(unseen[classes_of_pure].cpu().numpy())
         variants |= {f"seen - {constant:g}": stacked(logits, ~unseen, constant) for constant in self.constants}
         for name, changed in variants.items():
             self._count(name, changed, masks, truth)
         self._count_zs3(logits, masks, truth, unseen)
         self.images += 1
+        return overlap
 
     def _labels(self, logits: Tensor, masks: Tensor, truth: IntArray) -> IntArray:
         probabilities = class_probabilities(logits, background_in_softmax=self.background_in_softmax)

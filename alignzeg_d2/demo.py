@@ -24,6 +24,7 @@ from alignzeg_d2.pictures.corrections import Corrections, corrections_figure
 from alignzeg_d2.pictures.gamma import gamma_figure
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.commands.demo import DemoReport, DemoRun
+from zeroshot_d2.demo_world import WORLDS
 from zeroshot_d2.images import read_image
 from zeroshot_d2.pictures.report import Picture, Section, Table
 from zeroshot_d2.pictures.style import save_figure
@@ -156,12 +157,6 @@ def _table(results: Results) -> Table:
     return Table(["data set", "protocol", *_COLUMNS.values(), "images"], rows)
 
 
-_WORLDS = {
-    "demo_world": "Every unseen class is a new combination of attributes that occur among the seen ones.",
-    "demo_near": "Every unseen class has seen neighbours of nearly its own colour, for which an uncorrected model takes it.",
-}
-
-
 def _lead(run: DemoRun, dataset_name: str) -> list[str]:
     cfg = run.cfg
     split = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).class_split
@@ -171,16 +166,16 @@ def _lead(run: DemoRun, dataset_name: str) -> list[str]:
         else f"It was trained for {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, and then "
         f"evaluated, in {run.seconds / 60:.1f} minutes on {_device(cfg)}; CLIP stayed frozen."
     )
-    about = next((text for world, text in _WORLDS.items() if dataset_name.startswith(world)), None)
+    world = next((world for name, world in WORLDS.items() if dataset_name.startswith(name)), None)
     lead = [
         "Zero-shot semantic segmentation names regions of classes that no training label ever showed. AlignZeg (Ge et al., "
         "ECCV 2024) proposes masks, classifies them with CLIP, and corrects the bias towards the classes that it was "
         f"trained on. This model was trained on labels of {len(split)} classes. {effort}",
     ]
-    if about is not None:
+    if world is not None:
         lead.append(
-            f"The images are synthetic: coloured and textured tiles on some ground. {about} The numbers show that the "
-            "method works and how its parts behave; they cannot be compared with those on photographs."
+            f"The images are synthetic: coloured and textured tiles on some ground. {world.about_unseen} The "
+            "numbers show that the method works and how its parts behave; they cannot be compared with those on photographs."
         )
     return lead
 

@@ -17,8 +17,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +33,7 @@ from alignzeg_d2 import inference as segmentation
 from alignzeg_d2.alignzeg import AlignZeg
 from alignzeg_d2.semantic_inference import PlacedProposals
 from benchmarks.memory import megabytes
+from benchmarks.runs import json_of_own_process
 from zeroshot_d2.cli import Parser
 from zeroshot_d2.clip.loader import create_clip, get_tokenizer
 from zeroshot_d2.clip.text import embed_prompts, get_templates
@@ -187,9 +186,9 @@ CASES: dict[str, Callable[[bool, int], dict[str, float]]] = {
 
 def run_case(name: str, plain: bool, repeats: int) -> dict[str, float]:
     """One case in a process of its own: seconds and peak gigabytes."""
-    command = [sys.executable, "-m", "benchmarks.alignzeg_cost", "--case", name, "--repeats", str(repeats)]
-    output = subprocess.run([*command, "--plain"] if plain else command, check=True, capture_output=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+    words = ["--case", name, "--repeats", str(repeats), *(["--plain"] if plain else [])]
+    measured: dict[str, float] = json_of_own_process("benchmarks.alignzeg_cost", words)
+    return measured
 
 
 def sizes() -> list[str]:

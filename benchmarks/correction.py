@@ -29,15 +29,15 @@ from alignzeg_d2.bias_report import (
     NO_CORRECTION,
     OWN,
     PERFECT,
-    PURE,
     BiasCounts,
     area_under_curve,
-    overlaps,
+    pure_ones,
 )
 from alignzeg_d2.gamma_sweep import DEFAULT_GAMMAS, OFF, GammaSweepEvaluator
 from alignzeg_d2.predictor import proposals_of
 from alignzeg_d2.proposal_segmenter import ProposalSegmenter
 from benchmarks.runs import interval, mean_and_deviation, paired
+from zeroshot_d2.checkpoint import weights_in
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.cli import Parser, folder, load_config, positive
 from zeroshot_d2.pictures.command import first_records, predictions
@@ -97,7 +97,7 @@ def report_on(model_folder: Path, dataset: str, num_images: int | None) -> dict[
     Raises:
         ValueError: the model has no class indicator.
     """
-    cfg = load_config(str(model_folder / "config.yaml"), ["MODEL.WEIGHTS", str(model_folder / "model_final.pth")])
+    cfg = load_config(str(model_folder / "config.yaml"), ["MODEL.WEIGHTS", str(weights_in(model_folder))])
     predictor = build_predictor(cfg)
     split: ClassSplit = MetadataCatalog.get(dataset).class_split
     predictor.set_vocabulary(split)
@@ -123,13 +123,10 @@ def report_on(model_folder: Path, dataset: str, num_images: int | None) -> dict[
             truth = read_truth(record)
             truth = np.where(truth < len(split), truth, len(split))
             proposals = proposals_of(found)
-            counts.add(proposals, truth)
+            pure, classes_of_pure = pure_ones(counts.add(proposals, truth))
             sweep.process([record], [{"proposals": proposals}])
-            overlap = overlaps(proposals["mask_logits"], truth, len(split))
-            mass = overlap.sum(dim=1)
-            pure = (mass > 1) & (overlap.max(dim=1).values >= PURE * mass)
             features.append(read.pop(0)[pure].double().numpy())
-            classes.append(overlap[pure].argmax(dim=1).numpy())
+            classes.append(classes_of_pure.numpy())
             images.append(np.full(int(pure.sum()), number % 2))
     finally:
         hook.remove()

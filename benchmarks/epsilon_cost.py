@@ -45,7 +45,7 @@ from tabulate import tabulate
 from benchmarks.budget import PRODUCT, product_rate
 from benchmarks.memory import megabytes
 from benchmarks.multilabel_peers import PEERS, find_peers, import_peer, on_the_cpu
-from benchmarks.runs import ROOT
+from benchmarks.runs import json_of_own_process
 from epsilon_d2.modeling.criterion import Criterion
 from epsilon_d2.modeling.losses import RankForm
 from zeroshot_d2.class_split import ClassSplit
@@ -257,14 +257,13 @@ def in_own_process(index: int, form: str, args: argparse.Namespace) -> dict[str,
     Raises:
         RuntimeError: the process ends with an error.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.epsilon_cost", "--case", str(index), form]
-    command += ["--images", str(args.images), "--nus-wide-images", str(args.nus_wide_images)]
-    command += ["--only", args.only] if args.only else []
-    command += ["--peer", *(str(clone.absolute()) for clone in args.peer)] if args.peer else []
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with an error:\n{done.stderr[-2000:]}")
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    words = ["--case", str(index), form, "--images", str(args.images), "--nus-wide-images", str(args.nus_wide_images)]
+    words += ["--only", args.only] if args.only else []
+    words += ["--peer", *(str(clone.absolute()) for clone in args.peer)] if args.peer else []
+    try:
+        measured: dict[str, Any] = json_of_own_process("benchmarks.epsilon_cost", words)
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"{' '.join(error.cmd)} ended with an error:\n{error.stderr[-2000:]}") from error
     return measured
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -47,7 +46,7 @@ from benchmarks import budget, epsilon_cost, gpu, multilabel_loading
 from benchmarks.alignzeg_cost import CLASSES, SIZE, fix_prototypes, inputs, measure
 from benchmarks.memory import count_peak_anew, megabytes
 from benchmarks.pages import around_table, put_table
-from benchmarks.runs import ROOT
+from benchmarks.runs import json_of_own_process
 from epsilon_d2.modeling.semantic_fuser import class_scores
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.cli import Parser, find_config, load_config, positive, system_of_config
@@ -284,16 +283,12 @@ def run_point(name: str, size: int, args: argparse.Namespace) -> Point:
     words = ["--point", name, str(size), "--folder", str(args.folder), "--config-file", str(args.config_file)]
     words += ["--size", str(args.size), "--classes", str(args.classes)]
     words += [word for module in args.modules for word in ("--import", module)]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.growth", *words, *args.opts],
-        cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # several processes on the CPU talk through gloo
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise ChildProcessError(f"{name} at {size} ended with {done.returncode}: {done.stderr[-2000:].strip()}")
-    return Point(**json.loads(done.stdout.splitlines()[-1]))
+    try:  # several processes on the CPU talk through gloo
+        found = json_of_own_process("benchmarks.growth", [*words, *args.opts], CUDA_VISIBLE_DEVICES="")
+    except subprocess.CalledProcessError as error:
+        said = error.stderr[-2000:].strip()
+        raise ChildProcessError(f"{name} at {size} ended with {error.returncode}: {said}") from error
+    return Point(**found)
 
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> tuple[list[Curve], dict[str, Any]]:

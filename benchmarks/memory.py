@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
+
+from zeroshot_d2.processes import give_back_memory
 
 
 def megabytes(field: str) -> float:
@@ -20,8 +21,6 @@ def count_peak_anew() -> float:
 
     The C library keeps freed memory, some 150 MB after a full-size model is built: what comes next would seem to need less.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
-    if trim is not None:
-        trim(0)
+    give_back_memory()
     Path("/proc/self/clear_refs").write_text("5")
     return megabytes("VmRSS")

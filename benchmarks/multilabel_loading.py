@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +27,7 @@ import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.runs import json_of_own_process
 from zeroshot_d2.cli import Parser
 from zeroshot_d2.multilabel.columns import LabelColumns, MultiLabelDataset
 
@@ -130,11 +129,7 @@ def main() -> None:
         seconds = write_file(file, images, labels)
         print(f"{images} images, {labels} labels: written in {seconds:.0f} s, {file.stat().st_size / 2**20:.0f} MB on disk")
         for case in ("columns", "list"):
-            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.multilabel_loading"]
-            done = subprocess.run(
-                [*command, "--case", case, "--file", str(file)], check=True, capture_output=True, text=True
-            )
-            numbers = json.loads(done.stdout.splitlines()[-1])
+            numbers = json_of_own_process("benchmarks.multilabel_loading", ["--case", case, "--file", str(file)])
             print(f"{case}" + (f" (1/{LIST_SHARE} of the images)" if case == "list" else ""))
             for key, value in numbers.items():
                 scaled = case == "list" and key in ("load_s", "private_mb")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from scipy.stats import t as student
 from tqdm import tqdm
@@ -52,6 +52,19 @@ def train_net(arguments: Sequence[str], log: Path, args: argparse.Namespace) -> 
         ).returncode
     if code:
         raise RuntimeError(f"train_net.py {' '.join(arguments)} ended with code {code}, see {log}")
+
+
+def json_of_own_process(module: str, words: Sequence[str], **environment: str) -> Any:
+    """What ``python -m module words`` prints in its last line, as JSON.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; the error has what it wrote to stderr.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", module, *words]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+    if done.returncode:
+        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run_all(

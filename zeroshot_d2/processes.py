@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -34,6 +35,13 @@ def _native_threads() -> int:
 # Those of the libraries that are imported. A later one may be OpenMP's or CUDA's, which a fork would lack.
 _THREADS_OF_IMPORTS = _native_threads()
 _serves_forks = False
+
+
+def give_back_memory() -> None:
+    """Have the C library give freed memory back to the system, which it keeps else, a part for each thread."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc has it, musl has not
+    if trim is not None:
+        trim(0)
 
 
 # ------------------------------------------------------------------------------------------------- loader workers

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import ipaddress
 import json
 import logging
@@ -17,7 +16,6 @@ import os
 import re
 import signal
 import stat
-import sys
 import tempfile
 import threading
 import time
@@ -38,6 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from .cli import port, positive
+from .processes import give_back_memory
 from .storage import read_lines
 
 logger = logging.getLogger(__name__)
@@ -750,11 +749,4 @@ async def _housekeeping(page: gr.Blocks, folder: Path, limits: Limits, visitors:
             names.intersection_update(remaining)  # Gradio's list of names would grow for ever
         for door in doors:
             door.stored = sum(remaining.values())
-        await asyncio.to_thread(_trim)
-
-
-def _trim() -> None:
-    """Have the C library give freed memory back to the system, which it keeps else, a part for each thread."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc has it, musl has not
-    if trim is not None:
-        trim(0)
+        await asyncio.to_thread(give_back_memory)

@@ -302,10 +302,7 @@ class Criterion(nn.Module):
         height, width = mask_logits.shape[-2:]
         points = dense_points((height, width), sem_seg.device).expand(len(sem_seg), -1, -1)
         labelled = _labels_at(sem_seg, points) != self.ignore_label
-        masks = mask_logits.float().sigmoid().flatten(2)
-        kinds = [select_by_overlap(mask, there) for mask, there in zip(masks, labelled, strict=True)]
-        positives, negatives = (torch.stack(kind) for kind in zip(*kinds, strict=True))
-        return positives, negatives
+        return select_by_overlap(mask_logits.float().sigmoid().flatten(2), labelled)
 
     def _indicator(self, logits: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
         # An image without a seen class says nothing about either kind of proposal.

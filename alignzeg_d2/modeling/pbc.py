@@ -62,16 +62,16 @@ def select_by_overlap(masks: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
     such proposals, the indicator learns to tell "matched" from "left over".
 
     Args:
-        masks: mask probabilities at P points (Q, P).
-        labelled: (P,) bool, whether a seen class is there.
+        masks: mask probabilities at P points (N, Q, P).
+        labelled: (N, P) bool, whether a seen class is there.
 
     Returns:
-        positives and negatives (Q,) bool: masks of which more than half, or less, lies on seen classes. A mask that holds
+        positives and negatives (N, Q) bool: masks of which more than half, or less, lies on seen classes. A mask that holds
         less than a hundredth of the points is neither.
     """
-    mass = masks.sum(dim=1)
-    on_seen = masks[:, labelled].sum(dim=1) > 0.5 * mass
-    there = mass > 0.01 * masks.shape[1]
+    mass = masks.sum(dim=-1)
+    on_seen = (masks * labelled[:, None]).sum(dim=-1) > 0.5 * mass
+    there = mass > 0.01 * masks.shape[-1]
     return there & on_seen, there & ~on_seen
 
 

@@ -36,6 +36,7 @@ class World:
         colours: {colour of tiles: RGB}.
         textures: of tiles.
         unseen: names of classes.
+        about_unseen: a sentence about them, for reports.
         shapes: outlines of tiles.
         jitter: by how much a channel of a tile's colour may differ from ``colours``.
         radius: the least and the greatest radius of a tile, in sides of the image.
@@ -49,6 +50,7 @@ class World:
     colours: Mapping[str, Rgb]
     textures: tuple[str, ...]
     unseen: tuple[str, ...]
+    about_unseen: str
     shapes: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross", "ring")
     jitter: int = 14
     radius: tuple[float, float] = (0.15, 0.27)
@@ -97,6 +99,7 @@ DEMO_WORLD = World(
         "speckled purple tile",
         "dark water",
     ),
+    about_unseen="Every unseen class is a new combination of attributes that occur among the seen ones.",
 )
 """Classes that differ plainly. The unseen ones are pairs whose two attributes each occur among the seen classes, so a model
 that understands the attributes can recognise them, and there is hardly a bias to correct."""
@@ -138,6 +141,7 @@ DEMO_NEAR = World(
     colours={colour: _rgb(hue) for hues in _HUES.values() for colour, hue in hues.items()},
     textures=_NEAR_TEXTURES,
     unseen=tuple(f"{texture} {colour} tile" for texture in _NEAR_TEXTURES for colour in _UNSEEN),
+    about_unseen="Every unseen class has seen neighbours of nearly its own colour, for which an uncorrected model takes it.",
     shapes=("circle", "square"),
     jitter=6,
     radius=(0.18, 0.28),

@@ -66,11 +66,11 @@ def test_proposals_by_what_they_lie_on():
     masks = torch.zeros(5, 10)
     masks[0, :5] = masks[1, 5:] = masks[2, [0, 1, 9]] = masks[3, [0, 8, 9]] = 0.9
     masks[4] = 1e-4
-    positives, negatives = select_by_overlap(masks, labelled)
-    assert positives.tolist() == [True, False, True, False, False]
-    assert negatives.tolist() == [False, True, False, True, False]
-    positives, negatives = select_by_overlap(masks, torch.zeros(10, dtype=torch.bool))  # an image without a seen class
-    assert not positives.any() and negatives.tolist() == [True, True, True, True, False]
+    nowhere = torch.zeros_like(labelled)  # an image without a seen class
+    positives, negatives = select_by_overlap(torch.stack([masks, masks]), torch.stack([labelled, nowhere]))
+    assert positives[0].tolist() == [True, False, True, False, False]
+    assert negatives[0].tolist() == [False, True, False, True, False]
+    assert not positives[1].any() and negatives[1].tolist() == [True, True, True, True, False]
 
 
 def test_eq_6_by_hand():

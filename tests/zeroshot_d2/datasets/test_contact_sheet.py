@@ -20,23 +20,23 @@ def unregister():
     MetadataCatalog.remove(NAME)
 
 
-def test_labels_are_laid_over_in_their_colour(tmp_path):
-    Image.new("RGB", (320, 240), "black").save(tmp_path / "0.png")
-    save_values(tmp_path / "labels/0.png", np.full((240, 320), 1))
-    records = [{"file_name": str(tmp_path / "0.png"), "sem_seg_file_name": str(tmp_path / "labels/0.png"), "image_id": 0}]
+def sheet_of_a_dog(folder, width, height):
+    """The sheet of one black image that is a dog from edge to edge."""
+    Image.new("RGB", (width, height), "black").save(folder / "0.png")
+    save_values(folder / "labels/0.png", np.full((height, width), 1))
+    records = [{"file_name": str(folder / "0.png"), "sem_seg_file_name": str(folder / "labels/0.png"), "image_id": 0}]
     register_sem_seg(NAME, SPLIT, load=lambda: records, colors=[(0, 0, 0), (200, 100, 50), (9, 9, 9)])
-    contact_sheet(NAME, tmp_path / "sheet.png")
-    with Image.open(tmp_path / "sheet.png") as sheet:
+    contact_sheet(NAME, folder / "sheet.png")
+    return Image.open(folder / "sheet.png")
+
+
+def test_labels_are_laid_over_in_their_colour(tmp_path):
+    with sheet_of_a_dog(tmp_path, 320, 240) as sheet:
         assert sheet.getpixel((100, 100)) == (100, 50, 25)
 
 
 def test_small_images_are_enlarged_and_stars_are_drawn(tmp_path):
-    Image.new("RGB", (64, 50), "black").save(tmp_path / "0.png")
-    save_values(tmp_path / "labels/0.png", np.full((50, 64), 1))
-    records = [{"file_name": str(tmp_path / "0.png"), "sem_seg_file_name": str(tmp_path / "labels/0.png"), "image_id": 0}]
-    register_sem_seg(NAME, SPLIT, load=lambda: records, colors=[(0, 0, 0), (200, 100, 50), (9, 9, 9)])
-    contact_sheet(NAME, tmp_path / "sheet.png")
-    with Image.open(tmp_path / "sheet.png") as sheet:
+    with sheet_of_a_dog(tmp_path, 64, 50) as sheet:
         assert sheet.getpixel((255, 199)) == (100, 50, 25)  # four times as large
         assert sheet.getpixel((257, 100)) == sheet.getpixel((100, 202)) == (255, 255, 255)
     font = _font("DejaVu Sans")
