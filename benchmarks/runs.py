@@ -13,10 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from detectron2.utils.env import seed_all_rng
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from zeroshot_d2.cli import Parser
+from zeroshot_d2.checkpoint import write_model
+from zeroshot_d2.cli import Parser, load_config
+from zeroshot_d2.trainer import Trainer
+from zeroshot_d2.training_stream import kept_generators
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +57,31 @@ def train_net(arguments: Sequence[str], log: Path, args: argparse.Namespace) -> 
         ).returncode
     if code:
         raise RuntimeError(f"train_net.py {' '.join(arguments)} ended with code {code}, see {log}")
+
+
+def write_initial_weights(file: Path, config: Path, whole: Path, options: Sequence[str], args: argparse.Namespace) -> None:
+    """Write the weights that ``config`` begins with: those of ``whole`` at the same seed wherever name and shape agree.
+
+    By itself a variant draws other random numbers than ``whole`` from the first part on that differs.
+
+    Args:
+        file: of the weights; ``MODEL.WEIGHTS`` of the variant's training.
+        config: the variant.
+        whole: the config whose weights are shared; by itself it begins with the same ones.
+        options: of the command line, for both; ``SEED`` among them.
+        args: of the command, for its modules.
+    """
+
+    def built(path: Path) -> dict[str, torch.Tensor]:
+        cfg = load_config(str(path), list(options), modules=args.modules)
+        with kept_generators():
+            seed_all_rng(cfg.SEED)
+            return Trainer.build_model(cfg).state_dict()
+
+    own, shared = built(config), built(whole)
+    agree = {name: value for name, value in shared.items() if name in own and value.shape == own[name].shape}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_model(file, {**own, **agree}, None)
 
 
 def json_of_own_process(module: str, words: Sequence[str], **environment: str) -> Any:

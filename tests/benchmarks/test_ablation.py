@@ -4,7 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.ablation import EVALUATIONS, TABLES, table
+from safetensors.torch import load_file
+
+from benchmarks import runs
+from benchmarks.ablation import EVALUATIONS, TABLES, WHOLE, table
+from zeroshot_d2.cli import load_config
+from zeroshot_d2.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -28,3 +33,28 @@ def test_table(tmp_path):
         "| Baseline | 90.0 ± 0.0 | 60.0 ± 0.0 | 52.0 ± 2.8 | 56.5 ± 0.7 |  |",
         "| +PBC | 90.0 ± 0.0 | 60.0 ± 0.0 | 52.0 ± 2.8 | 59.0 ± 1.4 | +2.5 [-3.9, +8.9] |",
     ]
+
+
+def initial_weights(tmp_path, config, whole):
+    file = tmp_path / "initial.safetensors"
+    folder = CONFIGS / "demo"
+    runs.write_initial_weights(file, folder / config, folder / whole, ["SEED", "3"], argparse.Namespace(modules=[]))
+    return load_file(file)
+
+
+def test_variants_begin_alike_in_what_they_share(tmp_path):
+    whole = initial_weights(tmp_path, WHOLE, WHOLE)
+    variant = initial_weights(tmp_path, "ablation/pbc.yaml", WHOLE)
+    shared = [name for name in variant if name in whole and variant[name].shape == whole[name].shape]
+    assert all(variant[name].equal(whole[name]) for name in shared)
+    # What is built after the pixel decoder, the first part that differs.
+    assert any(name.startswith("class_indicator.") for name in shared)
+    own = set(variant) - set(shared)
+    assert all(name.startswith(("pixel_decoder.", "classifier.background_prototypes")) for name in own) and len(own) > 2
+
+
+def test_the_whole_begins_as_without_initial_weights(tmp_path):
+    initial = initial_weights(tmp_path, WHOLE, WHOLE)
+    settings = ["SEED", "3", "DATASETS.TRAIN", "('short_alignzeg_train',)", "OUTPUT_DIR", str(tmp_path)]
+    begun = Trainer(load_config(CONFIGS / "demo" / WHOLE, settings)).model.state_dict()
+    assert begun.keys() == initial.keys() and all(begun[name].equal(initial[name]) for name in begun)
