@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-from ..class_split import Vocabulary
+from ..class_split import ClassSplit, Vocabulary
 from ..images import read_label_image, write_image
 from ..multilabel.registration import register_multilabel
 from ..segmentation.registration import register_sem_seg
@@ -78,6 +78,7 @@ def register_demo_world(
     size: int = 64,
     num_objects: tuple[int, int] = (2, 3),
     world: World = DEMO_WORLD,
+    hidden: tuple[str, ...] = (),
     replace: bool = False,
 ) -> None:
     """Register ``num_images`` images of ``seed`` as a Detectron2 data set.
@@ -88,14 +89,20 @@ def register_demo_world(
         num_images: how many.
         vocabulary: "seen" (unseen pixels ignored), "all" or "unseen" (seen pixels ignored).
         size, num_objects, world: as for :func:`render`.
+        hidden: seen classes that play the unseen. The world's unseen ones then belong to no vocabulary: their pixels are
+            ignored.
         replace: take the place of a data set of this name.
     """
+    split, colours = world.split, class_colours(world)
+    values = {k: name for k, name in enumerate(split.names) if not hidden or name not in split.unseen}
     register_sem_seg(
         name,
-        world.split,
+        ClassSplit(tuple(values.values()), unseen=hidden or split.unseen),
         vocabulary=vocabulary,
+        label_values=values,
+        ignore_values=(*(k for k in range(len(split)) if k not in values), 255),
         load=lambda: render_files(seed, num_images, size=size, num_objects=num_objects, world=world),
-        colors=class_colours(world),
+        colors=[colours[k] for k in values],
         replace=replace,
     )
 
@@ -134,8 +141,8 @@ def register_demo_world_multilabel(
 def register_builtin() -> None:
     """Register the sets of both worlds; a second call changes nothing.
 
-    <world>_{train_seen, train_all, val, val_unseen, held_out}, and of the demo world for both systems
-    demo_world_multilabel_{train, test, held_out}.
+    <world>_{train_seen, train_all, val, val_unseen, held_out}; of the near world also demo_near_{train_visible, val_hidden},
+    in which seen classes play the unseen; of the demo world also demo_world_multilabel_{train, test, held_out}.
     """
     if f"{DEMO_WORLD.name}_train_seen" in DatasetCatalog.list():
         return
@@ -145,6 +152,10 @@ def register_builtin() -> None:
         register_demo_world(f"{world.name}_val", VAL_SEED, NUM_VAL, world=world)
         register_demo_world(f"{world.name}_val_unseen", VAL_SEED, NUM_VAL, vocabulary="unseen", world=world)
         register_demo_world(f"{world.name}_held_out", HELD_OUT_SEED, NUM_VAL, world=world)
+        if world.hidden:
+            hidden, visible = world.hidden, f"{world.name}_train_visible"
+            register_demo_world(visible, TRAIN_SEED, NUM_TRAIN, vocabulary="seen", world=world, hidden=hidden)
+            register_demo_world(f"{world.name}_val_hidden", VAL_SEED, NUM_VAL, world=world, hidden=hidden)
     register_demo_world_multilabel(
         "demo_world_multilabel_train", TRAIN_SEED, NUM_TRAIN_MULTILABEL, vocabulary="seen", draw_unseen=False
     )

@@ -41,6 +41,7 @@ class World:
         jitter: by how much a channel of a tile's colour may differ from ``colours``.
         radius: the least and the greatest radius of a tile, in sides of the image.
         two_grounds: share of the images that show a second ground.
+        hidden: seen classes that play the unseen where a setting is to be chosen without the unseen ones.
         families: {word: colours that it means as well}.
         family_share: of the captions that the world's CLIP learns from, the share that names tiles by their family.
     """
@@ -55,6 +56,7 @@ class World:
     jitter: int = 14
     radius: tuple[float, float] = (0.15, 0.27)
     two_grounds: float = 0.5
+    hidden: tuple[str, ...] = ()
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     family_share: float = 0.0
 
@@ -115,7 +117,7 @@ _HUES = {
     "purplish": {"indigo": 248, "violet": 270, "magenta": 292},
 }
 _DRAW = 2026
-"""The seed of the draw of :data:`DEMO_NEAR`'s unseen classes."""
+"""The seed of the draw of :data:`DEMO_NEAR`'s unseen classes; the hidden ones are drawn with the next."""
 
 
 def _rgb(hue: float) -> Rgb:
@@ -134,18 +136,28 @@ def draw_colours(families: Mapping[str, tuple[str, ...]], seed: int) -> tuple[st
 _FAMILIES = {word: tuple(hues) for word, hues in _HUES.items()}
 _NEAR_TEXTURES = ("plain", "striped", "checkered")
 _UNSEEN = draw_colours(_FAMILIES, _DRAW)
+_HIDDEN = draw_colours(
+    {word: tuple(c for c in colours if c not in _UNSEEN) for word, colours in _FAMILIES.items()}, _DRAW + 1
+)
+
+
+def _tiles(colours: tuple[str, ...]) -> tuple[str, ...]:
+    """The tiles of these colours of :data:`DEMO_NEAR`."""
+    return tuple(f"{texture} {colour} tile" for texture in _NEAR_TEXTURES for colour in colours)
+
 
 DEMO_NEAR = World(
     name="demo_near",
     clip="demo-near-clip",
     colours={colour: _rgb(hue) for hues in _HUES.values() for colour, hue in hues.items()},
     textures=_NEAR_TEXTURES,
-    unseen=tuple(f"{texture} {colour} tile" for texture in _NEAR_TEXTURES for colour in _UNSEEN),
+    unseen=_tiles(_UNSEEN),
     about_unseen="Every unseen class has seen neighbours of nearly its own colour, for which an uncorrected model takes it.",
     shapes=("circle", "square"),
     jitter=6,
     radius=(0.18, 0.28),
     two_grounds=0.0,
+    hidden=_tiles(_HIDDEN),
     families=_FAMILIES,
     family_share=0.98,
 )

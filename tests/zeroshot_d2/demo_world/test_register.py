@@ -83,6 +83,8 @@ def test_worlds_do_not_share_a_folder():
         ("demo_near_val", DEMO_NEAR.split.names, "GZS3", NUM_VAL),
         ("demo_near_val_unseen", DEMO_NEAR.unseen, "ZS3", NUM_VAL),
         ("demo_near_held_out", DEMO_NEAR.split.names, "GZS3", NUM_VAL),
+        ("demo_near_train_visible", set(DEMO_NEAR.split.seen) - set(DEMO_NEAR.hidden), "supervised", NUM_TRAIN),
+        ("demo_near_val_hidden", DEMO_NEAR.split.seen, "GZS3", NUM_VAL),
     ],
 )
 def test_registered_sets(name, vocabulary, protocol, count, monkeypatch):
@@ -100,23 +102,26 @@ def test_seeds_of_training_and_evaluation_differ():
     assert len({demo_world.TRAIN_SEED, demo_world.VAL_SEED, demo_world.HELD_OUT_SEED}) == 3
 
 
-def test_training_ignores_unseen_pixels_and_zs3_ignores_seen_ones(name):
-    records = render_files(1, 12)
-    for vocabulary, kept_names in (("seen", SPLIT.seen), ("unseen", SPLIT.unseen), ("all", SPLIT.names)):
-        register_demo_world(name, 1, 12, vocabulary=vocabulary)
+@pytest.mark.parametrize("hidden", [(), DEMO_NEAR.hidden])
+def test_training_ignores_unseen_pixels_and_zs3_ignores_seen_ones(name, hidden):
+    records, split = render_files(1, 12, world=DEMO_NEAR), DEMO_NEAR.split
+    seen, unseen = (set(split.seen) - set(hidden), hidden) if hidden else (split.seen, split.unseen)
+    for vocabulary, kept_names in (("seen", [*seen]), ("unseen", [*unseen]), ("all", [*seen, *unseen])):
+        register_demo_world(name, 1, 12, vocabulary=vocabulary, world=DEMO_NEAR, hidden=hidden)
         metadata = MetadataCatalog.get(name)
+        assert set(metadata.class_split.names) == set(kept_names)
         ignored = 0
         for record in records:
             raw = np.asarray(Image.open(record["sem_seg_file_name"]))
             mapped = read_label(record["sem_seg_file_name"], metadata.label_table)
             names = np.array([*metadata.class_split.names, "ignored"])
             shown = names[np.minimum(mapped, len(names) - 1)]
-            original = np.array(SPLIT.names)[raw]
+            original = np.array(split.names)[raw]
             kept = np.isin(original, kept_names)
             np.testing.assert_array_equal(shown[kept], original[kept])
             assert (mapped[~kept] == IGNORE_LABEL).all()
             ignored += (~kept).sum()
-        assert (ignored > 0) == (vocabulary != "all")
+        assert (ignored > 0) == (vocabulary != "all" or bool(hidden))
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
 
