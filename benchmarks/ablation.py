@@ -11,12 +11,11 @@ that they share. Runs whose results are already there are not repeated, so an in
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 from benchmarks import runs
-from zeroshot_d2.storage import write_text
 
 METRICS = {"pAcc": "pAcc", "mIoU_seen": "mIoU(S)", "mIoU_unseen": "mIoU(U)", "hIoU": "hIoU"}
 
@@ -70,13 +69,12 @@ def run(config: str, seed: int, args: argparse.Namespace) -> None:
             runs.train_net([*common, *settings], folder / f"{name}.log", args)
 
 
-def table(title: str, rows: dict[str, Row], args: argparse.Namespace) -> str:
-    """A Markdown table of ``rows``."""
-    files = {
+def files(rows: Mapping[str, Row], args: argparse.Namespace) -> dict[str, list[Path]]:
+    """{heading of the row: ``results.json`` of each seed}."""
+    return {
         label: [folder_of(config, seed, args.output) / evaluation / "results.json" for seed in args.seeds]
         for label, (config, evaluation) in rows.items()
     }
-    return runs.table(title, METRICS, files, args.dataset, steps_of="hIoU")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,12 +85,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed, config in product(args.seeds, configs):
         folder = folder_of(config, seed, args.output)
         if not (folder / "results.json").is_file():
-            seeded = ["SEED", str(seed), *args.opts]
-            runs.write_initial_weights(folder / INITIAL, args.configs / config, args.configs / WHOLE, seeded, args)
+            options = ["SEED", str(seed), *args.opts]
+            variant, whole = (args.configs / config, options), (args.configs / WHOLE, options)
+            runs.write_initial_weights(folder / INITIAL, variant, whole, args.modules)
     runs.run_all(run, configs, args)
-    report = "\n".join(table(title, rows, args) for title, rows in TABLES.items())
-    write_text(args.output / "tables.md", report)
-    print(report)
+    runs.write_report(METRICS, {title: files(rows, args) for title, rows in TABLES.items()}, args, ["mIoU_unseen", "hIoU"])
 
 
 if __name__ == "__main__":

@@ -15,17 +15,22 @@ from typing import Any, TypeVar
 
 import torch
 from detectron2.utils.env import seed_all_rng
+from matplotlib.figure import Figure
 from scipy.stats import t as student
 from tqdm import tqdm
 
 from zeroshot_d2.checkpoint import write_model
 from zeroshot_d2.cli import Parser, load_config
+from zeroshot_d2.pictures.style import INK, SERIES_COLORS, finish, new_figure, plain_axes, save_figure
+from zeroshot_d2.storage import write_text
 from zeroshot_d2.trainer import Trainer
 from zeroshot_d2.training_stream import kept_generators
 
 ROOT = Path(__file__).resolve().parent.parent
 
 Variant = TypeVar("Variant")
+Settings = tuple[Path, Sequence[str]]
+"""A config file, and options of the command line."""
 
 
 def parser(prog: str, description: str | None, dataset: str, output: str) -> Parser:
@@ -59,26 +64,26 @@ def train_net(arguments: Sequence[str], log: Path, args: argparse.Namespace) -> 
         raise RuntimeError(f"train_net.py {' '.join(arguments)} ended with code {code}, see {log}")
 
 
-def write_initial_weights(file: Path, config: Path, whole: Path, options: Sequence[str], args: argparse.Namespace) -> None:
-    """Write the weights that ``config`` begins with: those of ``whole`` at the same seed wherever name and shape agree.
+def write_initial_weights(file: Path, variant: Settings, whole: Settings, modules: Sequence[str] = ()) -> None:
+    """Write the weights that ``variant`` begins with: those of ``whole`` wherever name and shape agree.
 
     By itself a variant draws other random numbers than ``whole`` from the first part on that differs.
 
     Args:
         file: of the weights; ``MODEL.WEIGHTS`` of the variant's training.
-        config: the variant.
-        whole: the config whose weights are shared; by itself it begins with the same ones.
-        options: of the command line, for both; ``SEED`` among them.
-        args: of the command, for its modules.
+        variant: its config and options of the command line, the same ``SEED`` among them.
+        whole: whose weights are shared; by itself it begins with the same ones.
+        modules: what ``--import`` names.
     """
 
-    def built(path: Path) -> dict[str, torch.Tensor]:
-        cfg = load_config(str(path), list(options), modules=args.modules)
+    def built(settings: Settings) -> dict[str, torch.Tensor]:
+        config, options = settings
+        cfg = load_config(config, options, modules=modules)
         with kept_generators():
             seed_all_rng(cfg.SEED)
             return Trainer.build_model(cfg).state_dict()
 
-    own, shared = built(config), built(whole)
+    own, shared = built(variant), built(whole)
     agree = {name: value for name, value in shared.items() if name in own and value.shape == own[name].shape}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_model(file, {**own, **agree}, None)
@@ -107,30 +112,69 @@ def run_all(
             future.result()
 
 
+def results(rows: Mapping[str, Sequence[Path]], dataset: str) -> dict[str, list[dict[str, Any]]]:
+    """{heading of the row: results of each seed on ``dataset``}, from {heading: its ``results.json`` files}."""
+    return {label: [json.loads(file.read_text())[dataset] for file in files] for label, files in rows.items()}
+
+
 def table(
-    title: str, headings: Mapping[str, str], rows: Mapping[str, Sequence[Path]], dataset: str, steps_of: str | None = None
+    title: str,
+    headings: Mapping[str, str],
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    steps_of: Sequence[str] = (),
+    over: str | None = None,
 ) -> str:
     """A Markdown table: mean ± sample standard deviation over the seeds, in percent.
 
     Args:
         title: above it.
-        headings: {metric in the results of ``dataset``: heading of its column}.
-        rows: {heading of the row: ``results.json`` of each seed}.
-        dataset: whose results.
-        steps_of: a metric; a last column then says how far each row lies above the one before, see :func:`paired`.
+        headings: {metric: heading of its column}.
+        rows: what :func:`results` read.
+        steps_of: metrics of ``headings``; further columns say how far each row lies above another, see :func:`paired`.
+        over: that other row; by default the one before.
     """
-    columns = [*headings.values(), *([f"{headings[steps_of]}, step [95 %]"] if steps_of else [])]
+    beside = "step" if over is None else f"over {over}"
+    columns = [*headings.values(), *(f"{headings[metric]}, {beside} [95 %]" for metric in steps_of)]
     lines = [f"**{title}**", "", "| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    before: list[float] = []
-    for label, files in rows.items():
-        results = [json.loads(file.read_text())[dataset] for file in files]
-        cells = [mean_and_deviation([result[metric] for result in results]) for metric in headings]
-        if steps_of:
-            values = [result[steps_of] for result in results]
-            cells.append(paired(values, before) if before else "")
-            before = values
+    before: Sequence[Mapping[str, Any]] | None = None
+    for label, found in rows.items():
+        cells = [mean_and_deviation([result[metric] for result in found]) for metric in headings]
+        other = before if over is None else rows[over]
+        for metric in steps_of:
+            told = other is not None and other is not found
+            cells.append(paired(*([result[metric] for result in run] for run in (found, other))) if told and other else "")
+        before = found
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def figure(headings: Mapping[str, str], tables: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figure:
+    """The tables as pictures: a panel for each table and metric, each row's mean with its 95 % interval, and a line for
+    every seed through its values.
+
+    Args:
+        headings: {metric: name of its column}.
+        tables: {title: what :func:`results` read}.
+    """
+    heights = [len(rows) + 1.4 for rows in tables.values()]
+    picture = new_figure(2.2 + 2.7 * len(headings), 0.3 * sum(heights) + 0.4)
+    grid = picture.subplots(len(tables), len(headings), squeeze=False, height_ratios=heights, sharey="row", sharex="col")
+    for panels, (title, rows) in zip(grid, tables.items(), strict=True):
+        places = range(len(rows))
+        for axes, (metric, heading) in zip(panels, headings.items(), strict=True):
+            values = [[result[metric] for result in found] for found in rows.values()]
+            for seed in zip(*values, strict=True):
+                axes.plot(seed, places, color=SERIES_COLORS[0], linewidth=0.8, marker=".", markersize=4)
+            means = [statistics.mean(found) for found in values]
+            bounds = [interval(found) if len(found) > 1 else (mean, mean) for found, mean in zip(values, means, strict=True)]
+            axes.hlines(places, *zip(*bounds, strict=True), color=SERIES_COLORS[1], linewidth=3, alpha=0.5)
+            axes.plot(means, places, "o", color=SERIES_COLORS[1], markersize=5)
+            axes.set_yticks(list(places), list(rows), fontsize=8)
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            plain_axes(axes, grid="x")
+            axes.set_xlabel(heading, fontsize=9, color=INK)
+        panels[0].set_title(title, fontsize=9, color=INK, loc="left")
+    return finish(picture)
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -158,3 +202,24 @@ def paired(values: Sequence[float], others: Sequence[float]) -> str:
         return f"{differences[0]:+.1f}"
     low, high = interval(differences)
     return f"{statistics.mean(differences):+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def write_report(
+    headings: Mapping[str, str],
+    tables: Mapping[str, Mapping[str, Sequence[Path]]],
+    args: argparse.Namespace,
+    steps_of: Sequence[str],
+    over: str | None = None,
+) -> None:
+    """Print all tables, and write them as tables.md and tables.png into ``args.output``.
+
+    Args:
+        headings, steps_of, over: as for :func:`table`; a table without the row ``over`` says the steps.
+        tables: {title: {heading of the row: ``results.json`` of each seed}}.
+        args: of the command.
+    """
+    read = {title: results(rows, args.dataset) for title, rows in tables.items()}
+    text = "\n".join(table(title, headings, rows, steps_of, over if over in rows else None) for title, rows in read.items())
+    write_text(args.output / "tables.md", text)
+    save_figure(figure(headings, read), args.output / "tables.png")
+    print(text)

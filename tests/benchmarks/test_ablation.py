@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from benchmarks import runs
-from benchmarks.ablation import EVALUATIONS, TABLES, WHOLE, table
+from benchmarks.ablation import EVALUATIONS, METRICS, TABLES, WHOLE, files
 from zeroshot_d2.cli import load_config
 from zeroshot_d2.trainer import Trainer
 
@@ -29,16 +29,16 @@ def test_table(tmp_path):
             (folder / "results.json").write_text(json.dumps({"val": numbers}))
     args = argparse.Namespace(output=tmp_path, seeds=[1, 2], dataset="val")
     rows = {"Baseline": ("ablation/pbc.yaml", "without_correction"), "+PBC": ("ablation/pbc.yaml", "")}
-    assert table("Title", rows, args).splitlines()[-2:] == [
+    read = runs.results(files(rows, args), "val")
+    assert runs.table("Title", METRICS, read, ["hIoU"]).splitlines()[-2:] == [
         "| Baseline | 90.0 ± 0.0 | 60.0 ± 0.0 | 52.0 ± 2.8 | 56.5 ± 0.7 |  |",
         "| +PBC | 90.0 ± 0.0 | 60.0 ± 0.0 | 52.0 ± 2.8 | 59.0 ± 1.4 | +2.5 [-3.9, +8.9] |",
     ]
 
 
 def initial_weights(tmp_path, config, whole):
-    file = tmp_path / "initial.safetensors"
-    folder = CONFIGS / "demo"
-    runs.write_initial_weights(file, folder / config, folder / whole, ["SEED", "3"], argparse.Namespace(modules=[]))
+    file, options = tmp_path / "initial.safetensors", ["SEED", "3"]
+    runs.write_initial_weights(file, (CONFIGS / "demo" / config, options), (CONFIGS / "demo" / whole, options))
     return load_file(file)
 
 

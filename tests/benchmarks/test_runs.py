@@ -1,7 +1,6 @@
 """Many trainings at once, on a train_net.py that only writes down how it was called."""
 
 import argparse
-import json
 
 import numpy as np
 import pytest
@@ -34,15 +33,42 @@ def test_every_variant_and_seed_runs_and_is_tabulated(tmp_path, monkeypatch):
 
     runs.run_all(run, ["a", "b"], argparse.Namespace(seeds=[1, 2], jobs=3, modules=[]))
     rows = {variant: [tmp_path / f"{variant}{seed}" / "results.json" for seed in (1, 2)] for variant in "ab"}
-    assert runs.table("Title", {"seed": "Seed"}, rows, "val") == (
+    assert runs.table("Title", {"seed": "Seed"}, runs.results(rows, "val")) == (
         "**Title**\n\n| | Seed |\n|---|---|\n| a | 15.0 ± 7.1 |\n| b | 15.0 ± 7.1 |\n"
     )
     assert (tmp_path / "b2" / "train.log").read_text() == "threads 2\n"
 
 
-def test_one_seed_has_no_deviation(tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps({"val": {"x": 1.25}}))
-    assert runs.table("Title", {"x": "X"}, {"row": [tmp_path / "results.json"]}, "val").endswith("| row | 1.2 |\n")
+def test_one_seed_has_no_deviation():
+    assert runs.table("Title", {"x": "X"}, {"row": [{"x": 1.25}]}).endswith("| row | 1.2 |\n")
+
+
+ROWS = {"a": [{"x": 1.0, "y": 5.0}, {"x": 2.0, "y": 5.0}], "b": [{"x": 2.0, "y": 4.0}, {"x": 3.0, "y": 4.0}]}
+
+
+def test_rows_beside_the_one_before_or_a_named_one():
+    assert runs.table("Title", {"x": "X", "y": "Y"}, ROWS, ["x", "y"]).splitlines()[2:] == [
+        "| | X | Y | X, step [95 %] | Y, step [95 %] |",
+        "|---|---|---|---|---|",
+        "| a | 1.5 ± 0.7 | 5.0 ± 0.0 |  |  |",
+        "| b | 2.5 ± 0.7 | 4.0 ± 0.0 | +1.0 [+1.0, +1.0] | -1.0 [-1.0, -1.0] |",
+    ]
+    assert runs.table("Title", {"x": "X"}, ROWS, ["x"], over="b").splitlines()[2:] == [
+        "| | X | X, over b [95 %] |",
+        "|---|---|---|",
+        "| a | 1.5 ± 0.7 | -1.0 [-1.0, -1.0] |",
+        "| b | 2.5 ± 0.7 |  |",
+    ]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_picture_has_a_panel_for_every_table_and_metric(seeds):
+    rows = {label: found[:seeds] for label, found in ROWS.items()}
+    picture = runs.figure({"x": "X", "y": "Y"}, {"First": rows, "Second": {"b": rows["b"]}})
+    assert len(picture.axes) == 4 and [axes.get_title(loc="left") for axes in picture.axes] == ["First", "", "Second", ""]
+    of_seeds, means = picture.axes[0].lines[:seeds], picture.axes[0].lines[seeds]
+    assert [list(line.get_xdata()) for line in of_seeds] == [[1.0, 2.0], [2.0, 3.0]][:seeds]
+    assert list(means.get_xdata()) == ([1.5, 2.5] if seeds == 2 else [1.0, 2.0])
 
 
 def test_a_failed_training_names_its_log(tmp_path):
