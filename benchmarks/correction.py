@@ -156,14 +156,27 @@ def _shown(values: Sequence[float | None]) -> str:
     return mean_and_deviation(known) if known else "-"
 
 
-def summary(reports: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: the numbers of GZS3 by correction, and what they say."""
+def best_gamma(reports: Sequence[Mapping[str, Any]]) -> float:
+    """The threshold with the highest hIoU, on average over the models."""
+    points = [point["gamma"] for point in reports[0]["gamma_sweep"]]
+    values = np.array([[point["hIoU"] for point in report["gamma_sweep"]] for report in reports])
+    return float(points[int(values.mean(axis=0).argmax())])
+
+
+def summary(reports: Sequence[Mapping[str, Any]], gammas: Sequence[float] = ()) -> str:
+    """Markdown: the numbers of GZS3 by correction, with Eq. 7 at the thresholds ``gammas`` too, and what they say.
+
+    Raises:
+        ValueError: a threshold that was not tried.
+    """
     keys = {"pAcc": "pAcc", "mIoU_seen": "mIoU(S)", "mIoU_unseen": "mIoU(U)", "hIoU": "hIoU"}
     bias = [report["bias"] for report in reports]
     lines = ["| | " + " | ".join(keys.values()) + " | hIoU over none [95 %] |", "|---|" + "---|" * (len(keys) + 1)]
-    none = [found["corrections"][NO_CORRECTION]["hIoU"] for found in bias]
-    for name in (NO_CORRECTION, OWN, PERFECT, BOTH):
-        numbers = [found["corrections"][name] for found in bias]
+    rows = {name: [found["corrections"][name] for found in bias] for name in (NO_CORRECTION, OWN, PERFECT, BOTH)}
+    for gamma in gammas:
+        rows[f"Eq. 7 at {gamma:g}"] = [_at(report["gamma_sweep"], gamma) for report in reports]
+    none = [one["hIoU"] for one in rows[NO_CORRECTION]]
+    for name, numbers in rows.items():
         cells = [_shown([one[key] for one in numbers]) for key in keys]
         step = "" if name == NO_CORRECTION else paired([one["hIoU"] for one in numbers], none)
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {step} |")
@@ -171,6 +184,7 @@ def summary(reports: Sequence[Mapping[str, Any]]) -> str:
     indicator = [found["indicator"] for found in bias]
     probes = [value for report in reports for value in report["probe"].values() if value is not None]
     facts = {
+        "best threshold, of those that were tried": f"{best_gamma(reports):g}",
         "ZS3 mIoU, without correction": _shown([found["ZS3_mIoU"] for found in bias]),
         "pixels of unseen classes given to seen ones, %": _shown([x["unseen_pixels_to_seen"] for x in bias]),
         "pixels of seen classes given to unseen ones, %": _shown([x["seen_pixels_to_unseen"] for x in bias]),
@@ -186,6 +200,14 @@ def summary(reports: Sequence[Mapping[str, Any]]) -> str:
     }
     lines += ["", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
     return "\n".join(lines) + "\n"
+
+
+def _at(points: Sequence[Mapping[str, Any]], gamma: float) -> Mapping[str, Any]:
+    for point in points:
+        if point["gamma"] == gamma:
+            return point
+    tried = ", ".join(f"{point['gamma']:g}" for point in points)
+    raise ValueError(f"--gamma {gamma:g} was not tried; the thresholds are {tried}")
 
 
 def gain_figure(reports: Sequence[Mapping[str, Any]]) -> Figure:
@@ -217,6 +239,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model", type=Path, action="append", required=True, metavar="FOLDER", help="a finished run; one for each seed"
     )
     parser.add_argument("--dataset", required=True, help="a data set of GZS3")
+    parser.add_argument(
+        "--gamma", type=float, nargs="+", default=[], help="list these thresholds too, of those of the sweep"
+    )
     parser.add_argument("--num-images", type=positive, metavar="N", help="only the first N images")
     parser.add_argument("--output", type=folder, default=Path("output/correction"))
     args: argparse.Namespace = parser.parse(argv)
@@ -226,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not file.is_file():
             write_json(file, report_on(model_folder, args.dataset, args.num_images))
         reports.append(read_json(file, "report"))
-    text = summary(reports)
+    text = summary(reports, args.gamma)
     write_text(args.output / f"{args.dataset}.md", text)
     save_figure(gain_figure(reports), args.output / f"{args.dataset}.png")
     print(text)

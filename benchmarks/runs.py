@@ -44,6 +44,11 @@ def parser(prog: str, description: str | None, dataset: str, output: str) -> Par
     return options
 
 
+def threads_of(args: argparse.Namespace) -> int:
+    """Threads for each of ``args.jobs`` at once."""
+    return max(1, (os.cpu_count() or 1) // args.jobs)
+
+
 def train_net(arguments: Sequence[str], log: Path, args: argparse.Namespace) -> None:
     """Run ``train_net.py`` as one of ``args.jobs`` at once, its output in ``log``; it imports ``args.modules`` too.
 
@@ -51,14 +56,13 @@ def train_net(arguments: Sequence[str], log: Path, args: argparse.Namespace) -> 
         RuntimeError: it failed; the log is named.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
     imports = [word for module in args.modules for word in ("--import", module)]
     with log.open("w") as stream:
         code = subprocess.run(
             [sys.executable, str(ROOT / "train_net.py"), *imports, *arguments],
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads_of(args))},
         ).returncode
     if code:
         raise RuntimeError(f"train_net.py {' '.join(arguments)} ended with code {code}, see {log}")

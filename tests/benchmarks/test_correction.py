@@ -9,7 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from alignzeg_d2.bias_report import BOTH, NO_CORRECTION, OWN, PERFECT
-from benchmarks.correction import main, neighbours, probe, report_on, summary
+from benchmarks.correction import best_gamma, main, neighbours, probe, report_on, summary
 from zeroshot_d2 import load_config
 from zeroshot_d2.demo_world import register_demo_world
 
@@ -52,7 +52,19 @@ def report(none, own, perfect):
             "seen_pixels_to_unseen": 2.0,
         },
         "probe": {"a": 95.0, "b": None},
+        "gamma_sweep": [{"gamma": 0.3, **numbers(own)}, {"gamma": 0.6, **numbers(own + 2)}, {"gamma": 1.0, **numbers(none)}],
     }
+
+
+def test_thresholds_of_the_sweep():
+    reports = [report(50.0, 53.0, 60.0), report(54.0, 56.0, 64.0)]
+    assert best_gamma(reports) == 0.6
+    lines = summary(reports, [0.6, 1.0]).splitlines()
+    assert lines[6].startswith("| Eq. 7 at 0.6 | 90.0 ± 0.0 |") and lines[6].endswith("| 56.5 ± 2.1 | +4.5 [-1.9, +10.9] |")
+    assert lines[7].endswith("| 52.0 ± 2.8 | +0.0 [+0.0, +0.0] |")
+    assert "| best threshold, of those that were tried | 0.6 |" in lines
+    with pytest.raises(ValueError, match=r"--gamma 0.5 was not tried; the thresholds are 0.3, 0.6, 1$"):
+        summary(reports, [0.5])
 
 
 def test_summary_by_hand():
