@@ -1,5 +1,5 @@
 # make setup        a virtual environment in .venv with everything, detectron2 included
-# make demo         train all systems on the embedded zero-shot world and write their reports: output/demo/
+# make demo         train all systems on the embedded zero-shot worlds and write their reports: output/demo/
 # make test         lint, then all tests
 # make test-fast    the tests that take a moment each, for the inner loop
 # make test-oldest  the fast tests with the oldest versions that setup.py allows, in .venv-oldest
@@ -48,6 +48,7 @@ $(READY): $(VENV)/.detectron2-done setup.py pyproject.toml
 
 demo: setup
 	$(PY) -m zeroshot_d2 demo
+	$(PY) -m zeroshot_d2 demo --system AlignZeg --config-file demo_near/alignzeg_overlap.yaml
 
 # One thread each: the tests' tensors are small, and threads of several processes would only wait for one another.
 test: lint

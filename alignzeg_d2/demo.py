@@ -256,6 +256,11 @@ def _correction_section(
     pictures = [Picture(path, caption, "curves: mIoU(S), mIoU(U) and hIoU against the threshold", 38)]
     corrections = gallery.corrections
     paragraphs = [f"At γ = {gamma:g} {corrections.text()}"] if corrections.changed else []
+    if cfg.MODEL.ALIGNZEG.PBC.SAMPLES == "overlap":
+        paragraphs.append(
+            "The class indicator was trained on other samples than the paper's: every proposal that lies on pixels of a seen "
+            "class, or that does not (MODEL.ALIGNZEG.PBC.SAMPLES)."
+        )
     shown = [*corrections.mended, *corrections.spoiled]
     if shown:
         path = output / "corrections.png"
@@ -274,7 +279,7 @@ def _next_section(run: DemoRun) -> Section:
         "Going on",
         ["Evaluate again, train longer, compare with the baseline of Table 4, or try it in the browser:"],
         commands=[
-            f"python train_net.py --config-file configs/demo/alignzeg.yaml --eval-only MODEL.WEIGHTS {run.checkpoint}",
+            f"python train_net.py --config-file {run.output / 'config.yaml'} --eval-only MODEL.WEIGHTS {run.checkpoint}",
             "python -m zeroshot_d2 demo --system AlignZeg --iterations 3000 --output output/longer",
             "python -m zeroshot_d2 demo --system AlignZeg --with-baseline",
             "python -m zeroshot_d2 web",
