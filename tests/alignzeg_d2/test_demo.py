@@ -104,6 +104,15 @@ def test_weights_replace_the_training(output: Path, tmp_path: Path, capsys: pyte
     assert f"loaded from {weights}" in Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
 
 
+def test_samples_that_are_not_the_papers_are_named(output: Path, tmp_path: Path):
+    options = [*OPTIONS, "MODEL.ALIGNZEG.PBC.SAMPLES", "overlap"]
+    run("--system", "AlignZeg", "--output", tmp_path, "--weights", output / "model_final.pth", options=options)
+    reports = [Page((folder / "report.html").read_text(encoding="utf-8")).text for folder in (output, tmp_path)]
+    assert ["other samples than the paper's" in text for text in reports] == [False, True]
+    # its own settings, whatever the config was
+    assert f"--config-file {tmp_path / 'config.yaml'} --eval-only MODEL.WEIGHTS" in reports[1]
+
+
 def test_a_model_without_pbc_gets_a_shorter_report(datasets: None, tmp_path: Path):
     baseline = ("--config-file", "demo/ablation/baseline.yaml")
     run("--system", "AlignZeg", "--iterations", "1", *baseline, "--output", tmp_path)
