@@ -258,8 +258,8 @@ def _correction_section(
     paragraphs = [f"At γ = {gamma:g} {corrections.text()}"] if corrections.changed else []
     if cfg.MODEL.ALIGNZEG.PBC.SAMPLES == "overlap":
         paragraphs.append(
-            "The class indicator was trained on other samples than the paper's: every proposal that lies on pixels of a seen "
-            "class, or that does not (MODEL.ALIGNZEG.PBC.SAMPLES)."
+            "The class indicator was trained on other samples than the paper's: every proposal that lies on pixels of a "
+            "seen class, or that does not (MODEL.ALIGNZEG.PBC.SAMPLES)."
         )
     shown = [*corrections.mended, *corrections.spoiled]
     if shown:

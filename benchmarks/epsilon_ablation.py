@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 
 from benchmarks import runs
@@ -20,7 +19,6 @@ GROUPS, LAMBDA = "MODEL.EPSILON.NUM_GROUPS", "MODEL.EPSILON.LOSS.LAMBDA"
 RANK_FORM, VARIANCE = "MODEL.EPSILON.LOSS.RANK_FORM", "MODEL.EPSILON.LOSS.VARIANCE"
 
 WHOLE = "epsilon.yaml"  # what the others share parts with
-INITIAL = "initial.safetensors"
 OURS = "ours, M = 8"
 # {row: (config, options)}; the letters are the paper's.
 TABLE_3 = {
@@ -45,10 +43,8 @@ READINGS = {
 }
 RATES = {"": "2.0e-3", ", half the learning rate": "1.0e-3"}
 
-Variant = tuple[str, tuple[str, ...]]
 
-
-def reading(rank_form: str, variance: str) -> dict[str, Variant]:
+def reading(rank_form: str, variance: str) -> dict[str, runs.Variant]:
     """The rows of one reading: lambda over the range of Fig. 3b, at the demo's learning rate and at half of it."""
     return {
         f"lambda = {x}{title}": (
@@ -60,25 +56,15 @@ def reading(rank_form: str, variance: str) -> dict[str, Variant]:
     }
 
 
-def folder_of(variant: Variant, seed: int, output: Path) -> Path:
-    config, options = variant
-    name = "_".join([Path(config).stem, *(option.rpartition(".")[2].lower() for option in options[::2]), *options[1::2]])
-    return output / f"{name}_seed{seed}"
+def run(variant: runs.Variant, seed: int, args: argparse.Namespace) -> None:
+    """Train and evaluate one variant with one seed."""
+    runs.train_variant(variant, WHOLE, seed, args, "DATASETS.TEST", f"('{args.dataset}',)")
 
 
-def run(variant: Variant, seed: int, args: argparse.Namespace) -> None:
-    config, options = variant
-    folder = folder_of(variant, seed, args.output)
-    if not (folder / "results.json").is_file():
-        common = ["--config-file", str(args.configs / config), *options, "DATASETS.TEST", f"('{args.dataset}',)"]
-        settings = ["SEED", str(seed), *args.opts, "MODEL.WEIGHTS", str(folder / INITIAL), "OUTPUT_DIR", str(folder)]
-        runs.train_net([*common, *settings], folder / "train.log", args)
-
-
-def files(rows: Mapping[str, Variant], args: argparse.Namespace) -> dict[str, list[Path]]:
+def files(rows: Mapping[str, runs.Variant], args: argparse.Namespace) -> dict[str, list[Path]]:
     """{heading of the row: ``results.json`` of each seed}."""
     return {
-        label: [folder_of(variant, seed, args.output) / "results.json" for seed in args.seeds]
+        label: [runs.folder_of(variant, seed, args.output) / "results.json" for seed in args.seeds]
         for label, variant in rows.items()
     }
 
@@ -94,18 +80,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--readings", action="store_true", help="Fig. 3b in each reading of Eq. 10 and Eq. 12")
     args = parser.parse(argv)
 
-    tables: dict[str, Mapping[str, Variant]] = {"Table 3, components": TABLE_3}
+    tables: dict[str, Mapping[str, runs.Variant]] = {"Table 3, components": TABLE_3}
     if args.sweeps:
         tables |= {"Fig. 3a, number of groups": FIG_3A, "Fig. 3b, weight of the regularizer": FIG_3B}
     if args.readings:
         tables |= {f"Fig. 3b, {title}": reading(*forms) for title, forms in READINGS.items()}
     variants = sorted({variant for rows in tables.values() for variant in rows.values()})
-    for seed, (config, options) in product(args.seeds, variants):
-        folder = folder_of((config, options), seed, args.output)
-        if not (folder / "results.json").is_file():
-            common = ["SEED", str(seed), *args.opts]
-            variant, whole = (args.configs / config, [*options, *common]), (args.configs / WHOLE, common)
-            runs.write_initial_weights(folder / INITIAL, variant, whole, args.modules)
     runs.run_all(run, variants, args)
     runs.write_report(METRICS, {title: files(rows, args) for title, rows in tables.items()}, args, [*METRICS], OURS)
 

@@ -58,18 +58,18 @@ METRICS = {"ZSL_mAP": "mAP ZSL", "GZSL_mAP": "mAP GZSL", "cosine": "cosine of gr
 
 WHOLE = "epsilon.yaml"
 OURS = "ours, M = 8"
-COMPONENTS: dict[str, runs.Settings] = {
-    "Backbone Only, M = 8": (Path("epsilon_ablation/backbone_only.yaml"), ()),
-    "+GPA, M = 8": (Path("epsilon_ablation/gpa.yaml"), ()),
-    "+GFP, M = 8": (Path("epsilon_ablation/gfp.yaml"), ()),
-    OURS: (Path(WHOLE), ()),
-    "ours with GFP's MLP as wide as the tokens": (Path(WHOLE), ("MODEL.EPSILON.GFP.MLP_RATIO", "1.0")),
+COMPONENTS: dict[str, runs.Variant] = {
+    "Backbone Only, M = 8": ("epsilon_ablation/backbone_only.yaml", ()),
+    "+GPA, M = 8": ("epsilon_ablation/gpa.yaml", ()),
+    "+GFP, M = 8": ("epsilon_ablation/gfp.yaml", ()),
+    OURS: (WHOLE, ()),
+    "ours with GFP's MLP as wide as the tokens": (WHOLE, ("MODEL.EPSILON.GFP.MLP_RATIO", "1.0")),
 }
 FORMS = {"SDL's form": "sdl", "alpha as printed": "paper"}
 LAMBDAS = (0.01, 0.1, 0.3, 0.5, 0.9)
-LOSSES: dict[str, runs.Settings] = {
+LOSSES: dict[str, runs.Variant] = {
     f"{title}, lambda = {weight}": (
-        Path(WHOLE),
+        WHOLE,
         ("MODEL.EPSILON.LOSS.RANK_FORM", form, "MODEL.EPSILON.LOSS.LAMBDA", str(weight))
         if (form, weight) != ("sdl", 0.3)
         else (),
@@ -225,14 +225,9 @@ def numbers(semantics: Tensor, present: Tensor, label_vectors: Tensor, split: Cl
 # ---------------------------------------------------------------------------------------------------------- all of them
 
 
-def folder_of(variant: runs.Settings, seed: int, output: Path) -> Path:
-    config, options = variant
-    return output / f"{'_'.join([config.stem, *options[1::2]])}_seed{seed}"
-
-
-def run(variant: runs.Settings, seed: int, args: argparse.Namespace) -> None:
+def run(variant: runs.Variant, seed: int, args: argparse.Namespace) -> None:
     """Train and test one variant in a process of its own."""
-    file = folder_of(variant, seed, args.output) / "results.json"
+    file = runs.folder_of(variant, seed, args.output) / "results.json"
     if file.is_file():
         return
     config, options = variant
@@ -258,11 +253,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = {DATASET: train_and_test(cfg, split, images), "run": run_facts(cfg)}
         sys.stdout.write(json.dumps(result) + "\n")
         return
-    variants = {folder_of(variant, 0, args.output): variant for rows in TABLES.values() for variant in rows.values()}
+    variants = {runs.folder_of(variant, 0, args.output): variant for rows in TABLES.values() for variant in rows.values()}
     runs.run_all(run, [*variants.values()], args)
     files = {
         title: {
-            label: [folder_of(variant, seed, args.output) / "results.json" for seed in args.seeds]
+            label: [runs.folder_of(variant, seed, args.output) / "results.json" for seed in args.seeds]
             for label, variant in rows.items()
         }
         for title, rows in TABLES.items()

@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,9 +29,13 @@ from zeroshot_d2.training_stream import kept_generators
 
 ROOT = Path(__file__).resolve().parent.parent
 
-Variant = TypeVar("Variant")
-Settings = tuple[Path, Sequence[str]]
-"""A config file, and options of the command line."""
+T = TypeVar("T")
+
+Variant = tuple[str, tuple[str, ...]]
+"""A config of the command's folder of configs, and options of the command line."""
+
+INITIAL = "initial.safetensors"
+_BUILDING = threading.Lock()  # initial weights come from torch's generator, which all threads share
 
 
 def parser(prog: str, description: str | None, dataset: str, output: str) -> Parser:
@@ -68,29 +73,62 @@ def train_net(arguments: Sequence[str], log: Path, args: argparse.Namespace) -> 
         raise RuntimeError(f"train_net.py {' '.join(arguments)} ended with code {code}, see {log}")
 
 
-def write_initial_weights(file: Path, variant: Settings, whole: Settings, modules: Sequence[str] = ()) -> None:
-    """Write the weights that ``variant`` begins with: those of ``whole`` wherever name and shape agree.
+def write_initial_weights(
+    file: Path, variant: Variant, whole: Variant, seed: int, configs: Path, modules: Sequence[str] = ()
+) -> None:
+    """Write the weights that ``variant`` begins with: those of ``whole`` at the same seed wherever name and shape agree.
 
     By itself a variant draws other random numbers than ``whole`` from the first part on that differs.
 
     Args:
         file: of the weights; ``MODEL.WEIGHTS`` of the variant's training.
-        variant: its config and options of the command line, the same ``SEED`` among them.
+        variant: what is trained.
         whole: whose weights are shared; by itself it begins with the same ones.
+        seed: of both.
+        configs: the folder of both.
         modules: what ``--import`` names.
     """
 
-    def built(settings: Settings) -> dict[str, torch.Tensor]:
-        config, options = settings
-        cfg = load_config(config, options, modules=modules)
+    def built(of: Variant) -> dict[str, torch.Tensor]:
+        config, options = of
+        cfg = load_config(configs / config, [*options, "SEED", seed], modules=modules)
         with kept_generators():
-            seed_all_rng(cfg.SEED)
+            seed_all_rng(seed)
             return Trainer.build_model(cfg).state_dict()
 
-    own, shared = built(variant), built(whole)
+    with _BUILDING:
+        own, shared = built(variant), built(whole)
     agree = {name: value for name, value in shared.items() if name in own and value.shape == own[name].shape}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_model(file, {**own, **agree}, None)
+
+
+def folder_of(variant: Variant, seed: int, output: Path) -> Path:
+    """Where a training of ``variant`` is written: a folder named by its config and options."""
+    config, options = variant
+    name = "_".join([Path(config).stem, *(option.rpartition(".")[2].lower() for option in options[::2]), *options[1::2]])
+    return output / f"{name}_seed{seed}"
+
+
+def train_variant(variant: Variant, whole: str, seed: int, args: argparse.Namespace, *settings: str) -> Path:
+    """Train and evaluate ``variant`` unless its results are there, and return its folder.
+
+    Args:
+        variant: what is trained.
+        whole: the config with which it shares initial weights, see :func:`write_initial_weights`.
+        seed: of both.
+        args: of the command.
+        settings: further options of the training.
+    """
+    config, options = variant
+    folder = folder_of(variant, seed, args.output)
+    if not (folder / "results.json").is_file():
+        given = tuple(args.opts)
+        initial = folder / INITIAL
+        write_initial_weights(initial, (config, (*options, *given)), (whole, given), seed, args.configs, args.modules)
+        words = ["--config-file", str(args.configs / config), *options, *settings, "SEED", str(seed), *given]
+        train_net([*words, "MODEL.WEIGHTS", str(initial), "OUTPUT_DIR", str(folder)], folder / "train.log", args)
+    return folder
 
 
 def json_of_own_process(module: str, words: Sequence[str], **environment: str) -> Any:
@@ -106,9 +144,7 @@ def json_of_own_process(module: str, words: Sequence[str], **environment: str) -
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_all(
-    run: Callable[[Variant, int, argparse.Namespace], None], variants: Collection[Variant], args: argparse.Namespace
-) -> None:
+def run_all(run: Callable[[T, int, argparse.Namespace], object], variants: Collection[T], args: argparse.Namespace) -> None:
     """``run(variant, seed, args)`` for every variant and seed, ``args.jobs`` of them at once, with a progress bar."""
     with ThreadPoolExecutor(args.jobs) as pool:
         pending = [pool.submit(run, variant, seed, args) for seed in args.seeds for variant in variants]

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from benchmarks import runs
-from benchmarks.ablation import EVALUATIONS, METRICS, TABLES, WHOLE, files
+from benchmarks.ablation import EVALUATIONS, METRICS, SWEEPS, TABLES, WHOLE, files
 from zeroshot_d2.cli import load_config
 from zeroshot_d2.trainer import Trainer
 
@@ -16,8 +16,16 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 def test_every_variant_is_a_config_of_each_data_set():
     for data_set in ("demo", "demo_near", "voc", "coco"):
-        for config, evaluation in (row for rows in TABLES.values() for row in rows.values()):
+        for (config, _), evaluation in (row for rows in TABLES.values() for row in rows.values()):
             assert (CONFIGS / data_set / config).is_file() and evaluation in ("", *EVALUATIONS)
+
+
+def test_the_sweeps_start_from_the_demos_settings(tmp_path):
+    variants = {variant for rows in SWEEPS.values() for variant, _ in rows.values()}
+    assert len(variants) == 9 and (WHOLE, ()) in variants
+    assert len({runs.folder_of(variant, 1, tmp_path) for variant in variants}) == 9
+    cfg = load_config(CONFIGS / "demo" / WHOLE)
+    assert cfg.MODEL.ALIGNZEG.LOSS.VIR_WEIGHT == 0.01 and cfg.MODEL.ALIGNZEG.GEPC.NUM_BACKGROUND_PROTOTYPES == 5
 
 
 def test_table(tmp_path):
@@ -28,7 +36,8 @@ def test_table(tmp_path):
             numbers = {"pAcc": 90.0, "mIoU_seen": 60.0, "mIoU_unseen": unseen, "hIoU": 55.0 + seed + gain}
             (folder / "results.json").write_text(json.dumps({"val": numbers}))
     args = argparse.Namespace(output=tmp_path, seeds=[1, 2], dataset="val")
-    rows = {"Baseline": ("ablation/pbc.yaml", "without_correction"), "+PBC": ("ablation/pbc.yaml", "")}
+    pbc = ("ablation/pbc.yaml", ())
+    rows = {"Baseline": (pbc, "without_correction"), "+PBC": (pbc, "")}
     read = runs.results(files(rows, args), "val")
     assert runs.table("Title", METRICS, read, ["hIoU"]).splitlines()[-2:] == [
         "| Baseline | 90.0 ± 0.0 | 60.0 ± 0.0 | 52.0 ± 2.8 | 56.5 ± 0.7 |  |",
@@ -37,8 +46,8 @@ def test_table(tmp_path):
 
 
 def initial_weights(tmp_path, config, whole):
-    file, options = tmp_path / "initial.safetensors", ["SEED", "3"]
-    runs.write_initial_weights(file, (CONFIGS / "demo" / config, options), (CONFIGS / "demo" / whole, options))
+    file = tmp_path / "initial.safetensors"
+    runs.write_initial_weights(file, (config, ()), (whole, ()), 3, CONFIGS / "demo")
     return load_file(file)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks import made_up_tokens
-from benchmarks.made_up_tokens import COMPONENTS, LOSSES, TOKENS, WIDTH, Images, folder_of, labels_of, main, numbers
-from benchmarks.runs import ROOT
+from benchmarks.made_up_tokens import COMPONENTS, LOSSES, TOKENS, WIDTH, Images, labels_of, main, numbers
+from benchmarks.runs import ROOT, folder_of
 from zeroshot_d2.class_split import ClassSplit
 
 

@@ -16,7 +16,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.epsilon_ablation import FIG_3A, FIG_3B, folder_of
+from benchmarks.epsilon_ablation import FIG_3A, FIG_3B
+from benchmarks.runs import folder_of
 from epsilon_d2.predictor import EpsilonPredictor
 from zeroshot_d2.__main__ import main
 from zeroshot_d2.commands import figures
