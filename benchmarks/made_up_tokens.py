@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         split, popularity = labels_of(args.tags, args.concepts)
         cfg = config_of(args, split)
         images = Images(WordVectorEmbeddings(args.vectors)(split.prompts), popularity)
-        result = {DATASET: train_and_test(cfg, split, images), "run": run_facts(cfg)}
+        result = {DATASET: {**train_and_test(cfg, split, images), "run": run_facts(cfg)}}
         sys.stdout.write(json.dumps(result) + "\n")
         return
     variants = {runs.folder_of(variant, 0, args.output): variant for rows in TABLES.values() for variant in rows.values()}

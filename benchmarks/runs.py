@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -188,6 +188,20 @@ def table(
     return "\n".join(lines) + "\n"
 
 
+def origin(results: Iterable[Mapping[str, Any]]) -> str:
+    """A sentence on where numbers come from, by the "run" that they carry (:mod:`zeroshot_d2.provenance`)."""
+    found = [result.get("run") or {} for result in results]
+
+    def all_of(key: str, cut: int | None = None) -> str:
+        return ", ".join(sorted({str(run.get(key, "unknown"))[:cut] for run in found}))
+
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in found if "seed" in run}))) or "unknown"
+    return (
+        f"Seeds {seeds}; threads: {all_of('threads')}; device: {all_of('device')} ({all_of('cpu')}); "
+        f"torch {all_of('torch')}; commit {all_of('commit', 7)}."
+    )
+
+
 def figure(headings: Mapping[str, str], tables: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figure:
     """The tables as pictures: a panel for each table and metric, each row's mean with its 95 % interval, and a line for
     every seed through its values.
@@ -251,7 +265,7 @@ def write_report(
     steps_of: Sequence[str],
     over: str | None = None,
 ) -> None:
-    """Print all tables, and write them as tables.md and tables.png into ``args.output``.
+    """Print all tables and where their numbers come from, and write them as tables.md and tables.png into ``args.output``.
 
     Args:
         headings, steps_of, over: as for :func:`table`; a table without the row ``over`` says the steps.

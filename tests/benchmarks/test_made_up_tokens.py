@@ -81,8 +81,8 @@ def words(tmp_path, monkeypatch):
 def test_a_variant_from_end_to_end(words, config, capsys):
     main([*words, "--config", str(ROOT / "configs" / "nus_wide" / config), "SEED", "1"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["run"]["seed"] == 1
     values = found["made_up_tokens"]
+    assert values["run"]["seed"] == 1
     assert 0 < values["ZSL_mAP"] < 100 and -100 <= values["cosine"] <= 100 and 1 <= values["nearest_groups"] <= 8
 
 

@@ -61,6 +61,15 @@ def test_rows_beside_the_one_before_or_a_named_one():
     ]
 
 
+def test_numbers_say_where_they_come_from():
+    facts = {"threads": 1, "device": "cpu", "cpu": "a CPU", "torch": "2.0"}
+    runs_of = [{"run": {**facts, "seed": seed, "commit": f"{seed}234567890"}} for seed in (2, 1, 10, 2)]
+    assert runs.origin(runs_of) == (
+        "Seeds 1, 2, 10; threads: 1; device: cpu (a CPU); torch 2.0; commit 1023456, 1234567, 2234567."
+    )
+    assert runs.origin([{"mIoU": 1.0}]).startswith("Seeds unknown; threads: unknown;")
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_picture_has_a_panel_for_every_table_and_metric(seeds):
     rows = {label: found[:seeds] for label, found in ROWS.items()}
