@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.epsilon_ablation import FIG_3A, FIG_3B
-from benchmarks.runs import folder_of
+from benchmarks.runs import INITIAL, folder_of
 from epsilon_d2.predictor import EpsilonPredictor
 from zeroshot_d2.__main__ import main
 from zeroshot_d2.commands import figures
@@ -110,7 +110,8 @@ def test_commands_of_the_page(
         for seed in (1, 2):
             folder = folder_of(variant, seed, Path("output/epsilon_ablation"))
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(epsilon_cfg(*variant[1], "SEED", seed).dump())
+            begun = ("MODEL.WEIGHTS", str(folder / INITIAL))
+            (folder / "config.yaml").write_text(epsilon_cfg(*variant[1], *begun, "SEED", seed).dump())
             numbers = {"ZSL_mAP": 40 + seed, "GZSL_mAP": 60 - seed}
             (folder / "results.json").write_text(json.dumps({"some_test": numbers}))
     words = [word for part in shlex.split(command) for word in (sorted(glob.glob(part)) if "*" in part else [part])]

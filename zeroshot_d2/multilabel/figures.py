@@ -77,7 +77,8 @@ def sweep_points(folders: Sequence[Path], key: str, dataset: str | None = None) 
 
     Raises:
         FileNotFoundError: a folder lacks one of the files.
-        ValueError: a run lacks the key or the numbers, or two runs differ in more than the key and the seed.
+        ValueError: a run lacks the key or the numbers, or two runs differ in more than the key, the seed, the folder and the
+            weights that they began with.
     """
     points: dict[Any, dict[str, list[float]]] = {}
     first: dict[str, Any] | None = None
@@ -86,7 +87,7 @@ def sweep_points(folders: Sequence[Path], key: str, dataset: str | None = None) 
         if key not in config:
             raise ValueError(f"{folder}/config.yaml has no key {key}: correct it, or the folder")
         first = config if first is None else first
-        varying = {key, "SEED", "OUTPUT_DIR"}
+        varying = {key, "SEED", "OUTPUT_DIR", "MODEL.WEIGHTS"}  # the ablation's runs each begin with a file of their own
         others = sorted(k for k in config.keys() | first.keys() if k not in varying and config.get(k) != first.get(k))
         if others:
             raise ValueError(f"{folder} and {folders[0]} differ in {', '.join(others)} too: a sweep varies {key} alone")

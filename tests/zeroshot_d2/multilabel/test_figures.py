@@ -27,7 +27,12 @@ def write_run(folder: Path, cfg: CfgNode, zsl: float, gzsl: float) -> Path:
 def runs(epsilon_cfg: Callable[..., CfgNode], tmp_path: Path) -> list[Path]:
     """Two seeds with two groups, and one with eight."""
     return [
-        write_run(tmp_path / name, epsilon_cfg(GROUPS, groups, "SEED", seed, "OUTPUT_DIR", name), zsl, zsl + 20)
+        write_run(
+            tmp_path / name,
+            epsilon_cfg(GROUPS, groups, "SEED", seed, "OUTPUT_DIR", name, "MODEL.WEIGHTS", f"{name}/w.pth"),
+            zsl,
+            zsl + 20,
+        )
         for name, groups, seed, zsl in (("a", 8, 1, 44.0), ("b", 2, 1, 40.0), ("c", 2, 2, 42.0))
     ]
 
