@@ -210,9 +210,9 @@ def figure(headings: Mapping[str, str], tables: Mapping[str, Mapping[str, Sequen
         headings: {metric: name of its column}.
         tables: {title: what :func:`results` read}.
     """
-    heights = [len(rows) + 1.4 for rows in tables.values()]
-    picture = new_figure(2.2 + 2.7 * len(headings), 0.3 * sum(heights) + 0.4)
-    grid = picture.subplots(len(tables), len(headings), squeeze=False, height_ratios=heights, sharey="row", sharex="col")
+    heights = [len(rows) + 1.6 for rows in tables.values()]
+    picture = new_figure(1.8 + 2.3 * len(headings), 0.3 * sum(heights) + 0.4)
+    grid = picture.subplots(len(tables), len(headings), squeeze=False, height_ratios=heights, sharey="row")
     for panels, (title, rows) in zip(grid, tables.items(), strict=True):
         places = range(len(rows))
         for axes, (metric, heading) in zip(panels, headings.items(), strict=True):
