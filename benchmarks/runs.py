@@ -274,6 +274,7 @@ def write_report(
     """
     read = {title: results(rows, args.dataset) for title, rows in tables.items()}
     text = "\n".join(table(title, headings, rows, steps_of, over if over in rows else None) for title, rows in read.items())
+    text += f"\n{origin(result for rows in read.values() for found in rows.values() for result in found)}\n"
     write_text(args.output / "tables.md", text)
     save_figure(figure(headings, read), args.output / "tables.png")
     print(text)

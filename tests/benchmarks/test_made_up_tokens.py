@@ -98,4 +98,5 @@ def test_tables_of_what_is_there(words, tmp_path, monkeypatch, capsys):
     main([*words, "--seeds", "1", "2", "--jobs", "2", "--output", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert "**Components**" in said and "| alpha as printed, lambda = 0.9 |" in said and "A random ranking" in said
+    assert "\nSeeds unknown; threads: unknown" in said and said.startswith((tmp_path / "out" / "tables.md").read_text())
     assert (tmp_path / "out" / "tables.png").is_file()
