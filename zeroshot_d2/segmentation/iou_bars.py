@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -77,7 +76,7 @@ def _draw_iou_bars(axes: Axes, heights: FloatArray, offset: float, bar: float, c
             va="center",
             fontsize=7,
             color=INK,
-            path_effects=[patheffects.withStroke(linewidth=2, foreground="white")],
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # ahead of the dashed means
         )
 
 
