@@ -33,7 +33,7 @@ from alignzeg_d2 import inference as segmentation
 from alignzeg_d2.alignzeg import AlignZeg
 from alignzeg_d2.semantic_inference import PlacedProposals
 from benchmarks.memory import megabytes
-from benchmarks.runs import json_of_own_process
+from benchmarks.own_process import json_of_own_process
 from zeroshot_d2.cli import Parser
 from zeroshot_d2.clip.loader import create_clip, get_tokenizer
 from zeroshot_d2.clip.text import embed_prompts, get_templates

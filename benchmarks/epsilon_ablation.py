@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from benchmarks import runs
 
@@ -61,14 +60,6 @@ def run(variant: runs.Variant, seed: int, args: argparse.Namespace) -> None:
     runs.train_variant(variant, WHOLE, seed, args, "DATASETS.TEST", f"('{args.dataset}',)")
 
 
-def files(rows: Mapping[str, runs.Variant], args: argparse.Namespace) -> dict[str, list[Path]]:
-    """{heading of the row: ``results.json`` of each seed}."""
-    return {
-        label: [runs.folder_of(variant, seed, args.output) / "results.json" for seed in args.seeds]
-        for label, variant in rows.items()
-    }
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = runs.parser(
         "python -m benchmarks.epsilon_ablation",
@@ -87,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         tables |= {f"Fig. 3b, {title}": reading(*forms) for title, forms in READINGS.items()}
     variants = sorted({variant for rows in tables.values() for variant in rows.values()})
     runs.run_all(run, variants, args)
-    runs.write_report(METRICS, {title: files(rows, args) for title, rows in tables.items()}, args, [*METRICS], OURS)
+    runs.write_report(
+        METRICS, {title: runs.result_files(rows, args) for title, rows in tables.items()}, args, [*METRICS], OURS
+    )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from tabulate import tabulate
 from benchmarks.budget import PRODUCT, product_rate
 from benchmarks.memory import megabytes
 from benchmarks.multilabel_peers import PEERS, find_peers, import_peer, on_the_cpu
-from benchmarks.runs import json_of_own_process
+from benchmarks.own_process import json_of_own_process
 from epsilon_d2.modeling.criterion import Criterion
 from epsilon_d2.modeling.losses import RankForm
 from zeroshot_d2.class_split import ClassSplit

@@ -45,8 +45,8 @@ from tqdm import tqdm
 from benchmarks import budget, epsilon_cost, gpu, multilabel_loading
 from benchmarks.alignzeg_cost import CLASSES, SIZE, fix_prototypes, inputs, measure
 from benchmarks.memory import count_peak_anew, megabytes
+from benchmarks.own_process import imports_of, json_of_own_process
 from benchmarks.pages import around_table, put_table
-from benchmarks.runs import json_of_own_process
 from epsilon_d2.modeling.semantic_fuser import class_scores
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.cli import Parser, find_config, load_config, positive, system_of_config
@@ -282,7 +282,7 @@ def run_point(name: str, size: int, args: argparse.Namespace) -> Point:
     """
     words = ["--point", name, str(size), "--folder", str(args.folder), "--config-file", str(args.config_file)]
     words += ["--size", str(args.size), "--classes", str(args.classes)]
-    words += [word for module in args.modules for word in ("--import", module)]
+    words += imports_of(args.modules)
     try:  # several processes on the CPU talk through gloo
         found = json_of_own_process("benchmarks.growth", [*words, *args.opts], CUDA_VISIBLE_DEVICES="")
     except subprocess.CalledProcessError as error:

@@ -21,6 +21,7 @@ labels. Runs whose results are there are not repeated.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import runs
+from benchmarks.own_process import ROOT, imports_of, json_of_own_process
 from epsilon_d2.epsilon import Epsilon
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.cli import load_config
@@ -106,10 +108,14 @@ class Images:
     vectors: Tensor
     popularity: Tensor
 
+    @functools.cached_property
+    def random_map(self) -> Tensor:
+        """(E, D), the same for all images."""
+        return torch.randn(self.vectors.shape[1], WIDTH, generator=torch.Generator().manual_seed(0))
+
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Tokens (N, L, D) and which labels are there (N, K), of ``count`` images."""
         num_labels, length = self.vectors.shape
-        random_map = torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(0))  # the same for all
         first = self.popularity.multinomial(count, replacement=True, generator=generator)
         affinity = self.popularity.log() + self.vectors[first] @ self.vectors.T / 0.1
         affinity[torch.arange(count), first] = torch.inf
@@ -124,7 +130,7 @@ class Images:
         owner = share.multinomial(TOKENS, replacement=True, generator=generator)  # (N, L); 8 is nobody
         meant = self.vectors[labels] + 0.5 * torch.randn(count, 8, length, generator=generator) / length**0.5
         meant = torch.cat([meant, torch.randn(count, 1, length, generator=generator) / length**0.5], dim=1)
-        tokens = meant.gather(1, owner[..., None].expand(-1, -1, length)) @ random_map
+        tokens = meant.gather(1, owner[..., None].expand(-1, -1, length)) @ self.random_map
         return tokens + torch.randn(tokens.shape, generator=generator), present
 
 
@@ -185,13 +191,11 @@ def train_and_test(cfg: CfgNode, split: ClassSplit, images: Images) -> dict[str,
         optimizer.step()
         scheduler.step()
     model.eval()
-    found = []
+    test = batches(images, TEST_SEED, TEST_IMAGES // 100, 100)
     with torch.no_grad():
-        for tokens, present in batches(images, TEST_SEED, TEST_IMAGES // 100, 100):
-            found.append((model.extract_semantics(tokens).vectors, present))
-    return numbers(
-        torch.cat([vectors for vectors, _ in found]), torch.cat([present for _, present in found]), label_vectors, split
-    )
+        found = [(model.extract_semantics(tokens).vectors, present) for tokens, present in test]
+    vectors, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return numbers(vectors, labels, label_vectors, split)
 
 
 def numbers(semantics: Tensor, present: Tensor, label_vectors: Tensor, split: ClassSplit) -> dict[str, float]:
@@ -231,15 +235,24 @@ def run(variant: runs.Variant, seed: int, args: argparse.Namespace) -> None:
     if file.is_file():
         return
     config, options = variant
-    words = ["--tags", str(args.tags), "--concepts", str(args.concepts), "--vectors", str(args.vectors)]
-    words += ["--config", str(args.configs / config), *options, "SEED", str(seed), *args.opts]
-    found = runs.json_of_own_process("benchmarks.made_up_tokens", words, OMP_NUM_THREADS=str(runs.threads_of(args)))
+    words = [*imports_of(args.modules), "--tags", str(args.tags), "--concepts", str(args.concepts)]
+    words += [
+        "--vectors",
+        str(args.vectors),
+        "--config",
+        str(args.configs / config),
+        *options,
+        "SEED",
+        str(seed),
+        *args.opts,
+    ]
+    found = json_of_own_process("benchmarks.made_up_tokens", words, OMP_NUM_THREADS=str(runs.threads_of(args)))
     write_json(file, found)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = runs.parser("python -m benchmarks.made_up_tokens", __doc__, dataset=DATASET, output="output/made_up_tokens")
-    parser.set_defaults(configs=runs.ROOT / "configs" / "nus_wide")
+    parser.set_defaults(configs=ROOT / "configs" / "nus_wide")
     parser.add_argument("--tags", type=Path, required=True, help="NUS-WIDE's TagList1k.txt")
     parser.add_argument("--concepts", type=Path, required=True, help="its Concepts81.txt")
     parser.add_argument("--vectors", type=Path, required=True, help="word vectors, as in LABEL_EMBEDDINGS.FILE")
@@ -253,15 +266,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = {DATASET: {**train_and_test(cfg, split, images), "run": run_facts(cfg)}}
         sys.stdout.write(json.dumps(result) + "\n")
         return
-    variants = {runs.folder_of(variant, 0, args.output): variant for rows in TABLES.values() for variant in rows.values()}
-    runs.run_all(run, [*variants.values()], args)
-    files = {
-        title: {
-            label: [runs.folder_of(variant, seed, args.output) / "results.json" for seed in args.seeds]
-            for label, variant in rows.items()
-        }
-        for title, rows in TABLES.items()
-    }
+    runs.run_all(run, sorted({variant for rows in TABLES.values() for variant in rows.values()}), args)
+    files = {title: runs.result_files(rows, args) for title, rows in TABLES.items()}
     runs.write_report(METRICS, files, args, ["ZSL_mAP"], OURS)
     chance = runs.results(files["Components"], DATASET)[OURS][0]
     print(f"A random ranking: {chance['random_ZSL_mAP']:.1f} and {chance['random_GZSL_mAP']:.1f}.")

@@ -27,7 +27,7 @@ import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.runs import json_of_own_process
+from benchmarks.own_process import json_of_own_process
 from zeroshot_d2.cli import Parser
 from zeroshot_d2.multilabel.columns import LabelColumns, MultiLabelDataset
 

@@ -20,14 +20,13 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 from tqdm import tqdm
 
+from benchmarks.own_process import ROOT, imports_of
 from zeroshot_d2.checkpoint import write_model
 from zeroshot_d2.cli import Parser, load_config
 from zeroshot_d2.pictures.style import INK, SERIES_COLORS, finish, new_figure, plain_axes, save_figure
 from zeroshot_d2.storage import write_text
 from zeroshot_d2.trainer import Trainer
 from zeroshot_d2.training_stream import kept_generators
-
-ROOT = Path(__file__).resolve().parent.parent
 
 T = TypeVar("T")
 
@@ -61,10 +60,9 @@ def train_net(arguments: Sequence[str], log: Path, args: argparse.Namespace) -> 
         RuntimeError: it failed; the log is named.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    imports = [word for module in args.modules for word in ("--import", module)]
     with log.open("w") as stream:
         code = subprocess.run(
-            [sys.executable, str(ROOT / "train_net.py"), *imports, *arguments],
+            [sys.executable, str(ROOT / "train_net.py"), *imports_of(args.modules), *arguments],
             stdout=stream,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads_of(args))},
@@ -131,25 +129,20 @@ def train_variant(variant: Variant, whole: str, seed: int, args: argparse.Namesp
     return folder
 
 
-def json_of_own_process(module: str, words: Sequence[str], **environment: str) -> Any:
-    """What ``python -m module words`` prints in its last line, as JSON.
-
-    Raises:
-        subprocess.CalledProcessError: it failed; the error has what it wrote to stderr.
-    """
-    command = [sys.executable, "-W", "ignore", "-m", module, *words]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
-    if done.returncode:
-        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def run_all(run: Callable[[T, int, argparse.Namespace], object], variants: Collection[T], args: argparse.Namespace) -> None:
     """``run(variant, seed, args)`` for every variant and seed, ``args.jobs`` of them at once, with a progress bar."""
     with ThreadPoolExecutor(args.jobs) as pool:
         pending = [pool.submit(run, variant, seed, args) for seed in args.seeds for variant in variants]
         for future in tqdm(pending, desc="trainings", unit="run"):
             future.result()
+
+
+def result_files(rows: Mapping[str, Variant], args: argparse.Namespace) -> dict[str, list[Path]]:
+    """{heading of the row: ``results.json`` of each seed}."""
+    return {
+        label: [folder_of(variant, seed, args.output) / "results.json" for seed in args.seeds]
+        for label, variant in rows.items()
+    }
 
 
 def results(rows: Mapping[str, Sequence[Path]], dataset: str) -> dict[str, list[dict[str, Any]]]:
@@ -181,8 +174,10 @@ def table(
         cells = [mean_and_deviation([result[metric] for result in found]) for metric in headings]
         other = before if over is None else rows[over]
         for metric in steps_of:
-            told = other is not None and other is not found
-            cells.append(paired(*([result[metric] for result in run] for run in (found, other))) if told and other else "")
+            if other is None or other is found:
+                cells.append("")
+            else:
+                cells.append(paired([result[metric] for result in found], [result[metric] for result in other]))
         before = found
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

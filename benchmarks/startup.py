@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from benchmarks.runs import ROOT
+from benchmarks.own_process import ROOT
 from zeroshot_d2.cli import Parser, positive
 from zeroshot_d2.demo_world import render
 from zeroshot_d2.images import write_image

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from benchmarks import runs
-from benchmarks.epsilon_ablation import FIG_3A, FIG_3B, METRICS, TABLE_3, files
+from benchmarks.epsilon_ablation import FIG_3A, FIG_3B, METRICS, TABLE_3
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -24,5 +24,7 @@ def test_table(tmp_path):
         folder.mkdir()
         (folder / "results.json").write_text(json.dumps({"test": {"ZSL_mAP": unseen, "GZSL_mAP": 60.0}}))
     args = argparse.Namespace(output=tmp_path, seeds=[1, 2], dataset="test")
-    lines = runs.table("Title", METRICS, runs.results(files({"lambda = 0.1": variant}, args), "test")).splitlines()
+    lines = runs.table(
+        "Title", METRICS, runs.results(runs.result_files({"lambda = 0.1": variant}, args), "test")
+    ).splitlines()
     assert lines[2] == "| | mAP ZSL | mAP GZSL |" and lines[-1] == "| lambda = 0.1 | 42.0 ± 2.8 | 60.0 ± 0.0 |"

@@ -8,7 +8,8 @@ import torch
 
 from benchmarks import made_up_tokens
 from benchmarks.made_up_tokens import COMPONENTS, LOSSES, TOKENS, WIDTH, Images, labels_of, main, numbers
-from benchmarks.runs import ROOT, folder_of
+from benchmarks.own_process import ROOT
+from benchmarks.runs import folder_of
 from zeroshot_d2.class_split import ClassSplit
 
 
@@ -88,7 +89,7 @@ def test_a_variant_from_end_to_end(words, config, capsys):
 
 def test_tables_of_what_is_there(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        "benchmarks.runs.json_of_own_process",
+        "benchmarks.made_up_tokens.json_of_own_process",
         lambda module, call, **_: {
             "made_up_tokens": {
                 key: float(len(call)) for key in (*made_up_tokens.METRICS, "random_ZSL_mAP", "random_GZSL_mAP")

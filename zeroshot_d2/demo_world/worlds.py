@@ -136,9 +136,8 @@ def draw_colours(families: Mapping[str, tuple[str, ...]], seed: int) -> tuple[st
 _FAMILIES = {word: tuple(hues) for word, hues in _HUES.items()}
 _NEAR_TEXTURES = ("plain", "striped", "checkered")
 _UNSEEN = draw_colours(_FAMILIES, _DRAW)
-_HIDDEN = draw_colours(
-    {word: tuple(c for c in colours if c not in _UNSEEN) for word, colours in _FAMILIES.items()}, _DRAW + 1
-)
+_SEEN = {word: tuple(colour for colour in colours if colour not in _UNSEEN) for word, colours in _FAMILIES.items()}
+_HIDDEN = draw_colours(_SEEN, _DRAW + 1)
 
 
 def _tiles(colours: tuple[str, ...]) -> tuple[str, ...]:
