@@ -199,10 +199,11 @@ class Criterion(nn.Module):
             points = self._matching_points(truth, generator)
             present = truth.unique()
             present = present[present != self.ignore_label]
-            at_points = _labels_at(truth[None], points)[0]
+            this = truth.new_zeros(1)
+            at_points = _labels_at(truth[None], this, points)[0]
             cost = mask_cost(
                 point_sample(mask_logits[None].float(), points, align_corners=False)[0],
-                self.share_at(truth[None], present[None], points)[0],
+                self.share_at(truth[None], this, present[None], points)[0],
                 bce_weight=self.weights.mask,
                 dice_weight=self.weights.dice,
                 valid=self._valid(at_points),
@@ -265,9 +266,9 @@ class Criterion(nn.Module):
         if len(labels) == 0:
             return logits.sum() * 0.0, logits.sum() * 0.0
         logits = logits[:, None].float()
-        at_points = _labels_at(sem_seg[images], points)
+        at_points = _labels_at(sem_seg, images, points)
         valid = self._valid(at_points)
-        truth = self.share_at(sem_seg[images], labels[:, None], points)[:, 0]
+        truth = self.share_at(sem_seg, images, labels[:, None], points)[:, 0]
         predicted = point_sample(logits, points, align_corners=False)[:, 0]
         return bce_loss(predicted, truth, valid).sum() / count, dice_loss(predicted, truth, valid).sum() / count
 
@@ -301,7 +302,8 @@ class Criterion(nn.Module):
         """Positives and negatives (N, Q) by the pixels on which the masks (N, Q, h, w) lie."""
         height, width = mask_logits.shape[-2:]
         points = dense_points((height, width), sem_seg.device).expand(len(sem_seg), -1, -1)
-        labelled = _labels_at(sem_seg, points) != self.ignore_label
+        every = torch.arange(len(sem_seg), device=sem_seg.device)
+        labelled = _labels_at(sem_seg, every, points) != self.ignore_label
         return select_by_overlap(mask_logits.float().sigmoid().flatten(2), labelled)
 
     def _indicator(self, logits: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
@@ -314,23 +316,24 @@ class Criterion(nn.Module):
         return indicator_loss(logits, positives, negatives, count)
 
 
-def _labels_at(sem_seg: Tensor, points: Tensor) -> Tensor:
-    """The label of the pixel in which each point lies: ``sem_seg`` (M, H, W), ``points`` (M, P, 2) -> (M, P)."""
+def _labels_at(sem_seg: Tensor, images: Tensor, points: Tensor) -> Tensor:
+    """The label of the pixel in which each point lies: ``sem_seg`` (N, H, W), ``points`` (M, P, 2) of the images (M,) ->
+    (M, P)."""
     height, width = sem_seg.shape[-2:]
     column = (points[..., 0] * width).long().clamp(0, width - 1)
     row = (points[..., 1] * height).long().clamp(0, height - 1)
-    return sem_seg.flatten(1).gather(1, row * width + column)
+    return sem_seg[images[:, None], row, column]
 
 
-def _pixel_share_at(sem_seg: Tensor, labels: Tensor, points: Tensor) -> Tensor:
+def _pixel_share_at(sem_seg: Tensor, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
     """1 where the pixel in which a point lies has a label, else 0.
 
-    ``sem_seg`` (M, H, W), ``labels`` (M, T), ``points`` (M, P, 2) -> (M, T, P).
+    ``sem_seg`` (N, H, W), ``images`` (M,), ``labels`` (M, T), ``points`` (M, P, 2) -> (M, T, P).
     """
-    return (_labels_at(sem_seg, points)[:, None] == labels[..., None]).float()
+    return (_labels_at(sem_seg, images, points)[:, None] == labels[..., None]).float()
 
 
-def _bilinear_share_at(sem_seg: Tensor, labels: Tensor, points: Tensor) -> Tensor:
+def _bilinear_share_at(sem_seg: Tensor, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
     """As :func:`_pixel_share_at`, but what bilinear interpolation of the label's mask gives at a point: outside is 0."""
     height, width = sem_seg.shape[-2:]
     x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
@@ -339,8 +342,7 @@ def _bilinear_share_at(sem_seg: Tensor, labels: Tensor, points: Tensor) -> Tenso
     for column, row in ((left, above), (left + 1, above), (left, above + 1), (left + 1, above + 1)):
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         weight = (1 - (x - column).abs()) * (1 - (y - row).abs()) * inside
-        index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
-        there = sem_seg.flatten(1).gather(1, index)
+        there = sem_seg[images[:, None], row.clamp(0, height - 1).long(), column.clamp(0, width - 1).long()]
         share += weight[:, None] * (there[:, None] == labels[..., None])
     return share
 

@@ -143,15 +143,16 @@ def test_golden_text_tower(golden: Golden) -> None:
 def test_golden_evaluation(golden: Golden, model: ZegCLIP) -> None:
     trunk, decoder = model.clip_image_encoder, model.decoder
     outputs: list[Tensor] = []
-    hooks = [block.register_forward_pre_hook(lambda _, args: outputs.append(args[0])) for block in trunk.blocks]
-    hooks.append(trunk.blocks[-1].register_forward_hook(lambda _, args, out: outputs.append(out)))
+    hooks = [block.ln_1.register_forward_pre_hook(lambda _, args: outputs.append(args[0])) for block in trunk.blocks]
+    hooks.append(trunk.blocks[-1].ln_2.register_forward_pre_hook(lambda _, args: outputs.append(args[0])))
+    hooks.append(trunk.blocks[-1].mlp.register_forward_hook(lambda _, args, out: outputs.append(out)))
     patches, cls = trunk(golden["in/image"])
-    *inputs, last = outputs
+    *inputs, attended, perceived = outputs
     for hook in hooks:
         hook.remove()
     for index, tokens in enumerate(inputs):
         golden.check(f"out/block_{index}_input", tokens.transpose(0, 1))
-    golden.check("out/last_block_output", last.transpose(0, 1))
+    golden.check("out/last_block_output", (attended + perceived).transpose(0, 1))
     golden.check("out/visual_embedding", patches)
     golden.check("out/global_embedding", cls)
     wide_patches, wide_cls = trunk(golden["in/wide_image"])

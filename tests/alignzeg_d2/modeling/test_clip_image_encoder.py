@@ -110,7 +110,7 @@ def test_several_taps_in_any_order_and_0_is_what_enters_the_first_block():
     vit, images = small_vit(), torch.randn(2, 3, 32, 32)
     trunk = ClipImageEncoder(vit, num_layers=4)
     entered = []
-    hook = vit.transformer.resblocks[0].register_forward_pre_hook(lambda _module, args: entered.append(args[0]))
+    hook = vit.transformer.resblocks[0].ln_1.register_forward_pre_hook(lambda _module, args: entered.append(args[0]))
     (third, stem), tokens = trunk.tapped(images, [3, 0])
     hook.remove()
     torch.testing.assert_close(stem.flatten(2).transpose(1, 2), entered[0][:, 1:])
@@ -124,7 +124,7 @@ def test_prompts_in_the_first_blocks_only():
     vit, images = small_vit(), torch.randn(1, 3, 32, 32)
     lengths = []
     hooks = [
-        block.register_forward_pre_hook(lambda _module, args: lengths.append(args[0].shape[1]))
+        block.ln_1.register_forward_pre_hook(lambda _module, args: lengths.append(args[0].shape[1]))
         for block in vit.transformer.resblocks
     ]
     ClipImageEncoder(vit, num_layers=4, num_prompts=3, prompted_layers=2)(images)

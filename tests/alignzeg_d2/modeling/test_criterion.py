@@ -351,9 +351,9 @@ def test_bilinear_labels_are_interpolated_masks():
     points = torch.cat([torch.rand(2, 50, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.01, 0.99]]).expand(2, -1, -1)], dim=1)
     wanted = torch.tensor([[0, 2], [1, IGNORE]])
     masks = (sem_seg[:, None] == wanted[..., None, None]).float()
-    given = criterion(labels_at_points="bilinear").share_at(sem_seg, wanted, points)
+    given = criterion(labels_at_points="bilinear").share_at(sem_seg, torch.arange(2), wanted, points)
     torch.testing.assert_close(given, point_sample(masks, points, align_corners=False))
-    cells = criterion().share_at(sem_seg, wanted, dense_points((H, W), sem_seg.device).expand(2, -1, -1))
+    cells = criterion().share_at(sem_seg, torch.arange(2), wanted, dense_points((H, W), sem_seg.device).expand(2, -1, -1))
     assert torch.equal(cells, masks.flatten(2))
 
 
