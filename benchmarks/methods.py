@@ -166,7 +166,7 @@ def compare_with_san(clone: Path, args: argparse.Namespace) -> str:
     lines = [agreement_with_san(clone, args), ""]
     rows = []
     for step in ("inference", "training"):
-        cases = [who for who in peer.WHO if step == "training" or who != "alignzeg-prompts"]
+        cases = [who for who in peer.WHO if step == "training" or "prompts" not in who]
         workers = {who: _Worker(who, step, clone, args) for who in cases}
         try:
             for _ in tqdm(range(ROUNDS), desc=f"{step}, beside SAN's code", leave=False):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.memory import megabytes
 from zeroshot_d2.cli import load_config
+from zeroshot_d2.precision import compile_parts
 
 CLIP_NAME = "ViT-B-16-quickgelu"
 BATCH = 2  # images of a training step
@@ -138,6 +139,7 @@ def build_ours(config: str, classes: int, opts: Sequence[object]) -> nn.Module:
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
     torch.manual_seed(0)
     model: Any = build_model(cfg)
+    compile_parts(model, cfg)
     model.text_embeddings = lambda prompts, clip=None: embeddings(classes, 512)
     return model
 
@@ -150,11 +152,17 @@ def our_inputs(count: int, size: int, classes: int, *, training: bool) -> list[d
     ]
 
 
-ALIGNZEG = ("coco/alignzeg.yaml", ["MODEL.ALIGNZEG.CLIP.PRETRAINED", ""])
+def _alignzeg(prompts: int, compiled: bool) -> tuple[str, list[object]]:
+    keys = ["MODEL.ALIGNZEG.CLIP.PRETRAINED", "", "MODEL.ALIGNZEG.CLIP.NUM_PROMPTS", prompts, "MODEL.COMPILE", compiled]
+    return "coco/alignzeg.yaml", keys
+
+
 WHO: dict[str, tuple[str, list[object]] | None] = {
     "san": None,
-    "alignzeg": (ALIGNZEG[0], [*ALIGNZEG[1], "MODEL.ALIGNZEG.CLIP.NUM_PROMPTS", 0]),
-    "alignzeg-prompts": (ALIGNZEG[0], [*ALIGNZEG[1], "MODEL.ALIGNZEG.CLIP.NUM_PROMPTS", 20]),
+    "alignzeg": _alignzeg(0, False),
+    "alignzeg-compiled": _alignzeg(0, True),
+    "alignzeg-prompts": _alignzeg(20, False),
+    "alignzeg-prompts-compiled": _alignzeg(20, True),
 }
 
 

@@ -44,8 +44,9 @@ def rank_loss(scores: Tensor, positive: Tensor, form: RankForm = "paper", pairs_
     num_negative = scores.shape[1] - num_positive
     if form == "paper":
         return pairs / (num_positive * num_negative).clamp(min=1)
-    alone = torch.where(positive.all(dim=1), F.softplus(-scores).sum(dim=1), torch.zeros_like(num_positive))
-    return (pairs + alone) / num_positive.clamp(min=1)
+    full = positive.all(dim=1).nonzero()[:, 0]  # images without an absent class, rare
+    pairs = pairs.index_add(0, full, F.softplus(-scores.index_select(0, full)).sum(dim=1))
+    return pairs / num_positive.clamp(min=1)
 
 
 def pair_sum(
