@@ -18,6 +18,7 @@ from typing import TypeAlias
 import open_clip
 import torch
 from torch import Tensor, nn
+from torch.utils import serialization
 
 from ..defaults import plain_defaults
 from ..pixel_stats import PixelStats
@@ -206,7 +207,9 @@ def _create_from_file(name: str, path: Path) -> Clip:
             clip.load_state_dict(weights)
         else:
             read_weights(path, f"file of weights of {name!r}", mapped=True)  # says what is wrong with it, if something is
-            clip = open_clip.create_model(name, pretrained=str(path))
+            # Mapped, an archive is not copied into memory first, half a gigabyte for a ViT-B/16.
+            with serialization.config.patch({"load.mmap": zipfile.is_zipfile(path)}):
+                clip = open_clip.create_model(name, pretrained=str(path))
         check_tensors(clip.state_dict(), str(path))
     # Missing or misshapen weights: RuntimeError, or whatever open_clip stumbles over where it renames them.
     except (
