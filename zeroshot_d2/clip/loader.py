@@ -208,7 +208,7 @@ def _create_from_file(name: str, path: Path) -> Clip:
         else:
             read_weights(path, f"file of weights of {name!r}", mapped=True)  # says what is wrong with it, if something is
             # Mapped, an archive is not copied into memory first, half a gigabyte for a ViT-B/16.
-            with serialization.config.patch({"load.mmap": zipfile.is_zipfile(path)}):
+            with serialization.config.patch({"load.mmap": zipfile.is_zipfile(path)}):  # type: ignore[attr-defined]
                 clip = open_clip.create_model(name, pretrained=str(path))
         check_tensors(clip.state_dict(), str(path))
     # Missing or misshapen weights: RuntimeError, or whatever open_clip stumbles over where it renames them.
