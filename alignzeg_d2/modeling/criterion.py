@@ -199,7 +199,7 @@ class Criterion(nn.Module):
             points = self._matching_points(truth, generator)
             present = truth.unique()
             present = present[present != self.ignore_label]
-            this = truth.new_zeros(1)
+            this = truth.new_zeros(1, dtype=torch.long)
             at_points = _labels_at(truth[None], this, points)[0]
             cost = mask_cost(
                 point_sample(mask_logits[None].float(), points, align_corners=False)[0],

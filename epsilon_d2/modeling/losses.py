@@ -45,7 +45,8 @@ def rank_loss(scores: Tensor, positive: Tensor, form: RankForm = "paper", pairs_
     if form == "paper":
         return pairs / (num_positive * num_negative).clamp(min=1)
     full = positive.all(dim=1).nonzero()[:, 0]  # images without an absent class, rare
-    pairs = pairs.index_add(0, full, F.softplus(-scores.index_select(0, full)).sum(dim=1))
+    alone = F.softplus(-scores.index_select(0, full)).sum(dim=1)
+    pairs = pairs.index_add(0, full, alone.to(pairs.dtype))  # autocast gives softplus in float32
     return pairs / num_positive.clamp(min=1)
 
 
