@@ -193,8 +193,7 @@ def _run_plain(block: ResidualAttentionBlock, tokens: Tensor, rotation: Tensor |
     projected = F.linear(block.ln_1(tokens), attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = projected.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    tokens = tokens + block.ls_1(attn.out_proj(attended))
-    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    return _with_attended(block, tokens, attended)
 
 
 def _attend_plain(
@@ -204,8 +203,13 @@ def _attend_plain(
     weights, biases = attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3)
     projections = list(zip(weights, biases, strict=True))
     attended = cross_attention(block.ln_1(proposals), block.ln_1(patches), mask, projections, attn.num_heads)
-    proposals = proposals + block.ls_1(attn.out_proj(attended))
-    return proposals + block.ls_2(block.mlp(block.ln_2(proposals)))
+    return _with_attended(block, proposals, attended)
+
+
+def _with_attended(block: ResidualAttentionBlock, tokens: Tensor, attended: Tensor) -> Tensor:
+    """What a block makes of its tokens once its attention is there, ahead of the output projection."""
+    tokens = tokens + block.ls_1(block.attn.out_proj(attended))
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
 
 # ------------------------------------------------------------------------------------------------------- timm's EVA

@@ -143,10 +143,10 @@ def test_prompts_have_no_place():
 def test_frozen_blocks_multiply_all_tokens_of_a_batch_at_once(visual, images):
     """With frozen weights and tokens that need gradients, torch's attention multiplies token by token, a third as fast."""
     encoder = ClipImageEncoder(visual, num_layers=3, num_prompts=2)
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         encoder(images)[1].square().sum().backward()
-    products = {event.key: event.count for event in profiled.key_averages()}
-    assert "aten::bmm" not in products and products["aten::mm"] > 0
+    operators = {event.key for event in profiled.key_averages()}
+    assert "aten::bmm" not in operators and "aten::mm" in operators
 
 
 @pytest.mark.parametrize("count", [1, 2])
