@@ -11,14 +11,17 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from PIL import Image
 
 from zeroshot_d2.demo_world import render
+from zeroshot_d2.images import ImageArray
 
 gr = pytest.importorskip("gradio", reason="the extra 'web' is not installed")
 webdriver = pytest.importorskip("selenium.webdriver", reason="the extra 'dev' is not installed")
+from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -145,6 +148,11 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
         yield chrome
 
 
+def alike(first: ImageArray, second: ImageArray) -> bool:
+    """Whether two pictures have the same size and colours, but for the few pixels that rounding may turn."""
+    return first.shape == second.shape and bool((first != second).mean() < 0.01)
+
+
 class Visitor:
     """What a visitor does on the page."""
 
@@ -165,6 +173,16 @@ class Visitor:
         WebDriverWait(self.chromium, WAIT).until(lambda _: text in self.see(selector).text, f"no {text!r} in {selector}")
         return self.see(selector).text
 
+    def wait_for_picture(self, selector: str, picture: ImageArray) -> None:
+        """The parts of an answer are drawn one after the other: a picture may be older than the text beside it."""
+
+        def shown(_: webdriver.Chrome) -> bool:
+            source = self.see(selector).get_attribute("src")
+            with urllib.request.urlopen(source) as answer, Image.open(answer) as image:
+                return alike(np.asarray(image.convert("RGB")), picture)
+
+        WebDriverWait(self.chromium, WAIT).until(shown, f"{selector} did not show the picture that belongs to its text")
+
     def upload(self, path: str) -> None:
         field = next(
             field
@@ -182,9 +200,13 @@ class Visitor:
     def message(self) -> str:
         return self.see(".toast-body").text
 
-    def table(self, selector: str) -> list[list[str]]:
-        rows = self.see(selector).find_elements(By.CSS_SELECTOR, "tbody tr")
-        return [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows]
+    def wait_for_table(self, selector: str, expected: Callable[[list[list[str]]], bool]) -> None:
+        def shown(_: webdriver.Chrome) -> bool:
+            rows = self.see(selector).find_elements(By.CSS_SELECTOR, "tbody tr")
+            return expected([[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows])
+
+        wait = WebDriverWait(self.chromium, WAIT, ignored_exceptions=[StaleElementReferenceException])
+        wait.until(shown, f"{selector} did not show the expected rows")
 
 
 @pytest.fixture
@@ -204,15 +226,18 @@ def test_upload_type_run_and_move_gamma(visitor, segmenter, photo):
     visitor.type("#unseen textarea, #unseen input", "netted blue tile")
     visitor.see("#segment").click()
     visitor.wait_for_text("#summary", "above γ = 0.3")
-    overlay = visitor.see("#overlay img").get_attribute("src")
     found = segmenter.find(photo, "dark sand, netted blue tile|blue net, zebra", "netted blue tile")
-    assert visitor.table("#classes") == segmenter.show(found, 0.3)[1]
+    visitor.wait_for_picture("#overlay img", segmenter.show(found, 0.3)[0])
+    visitor.wait_for_table("#classes", segmenter.show(found, 0.3)[1].__eq__)
     assert len(visitor.see("#proposals").find_elements(By.TAG_NAME, "img")) == 8
 
-    visitor.type("#gamma input[type=number]", "0")
-    visitor.wait_for_text("#summary", "16 have a class indicator I above γ = 0.")
-    assert visitor.table("#classes") == segmenter.show(found, 0.0)[1]
-    assert visitor.see("#overlay img").get_attribute("src") != overlay
+    untouched, all_unseen = segmenter.show(found, 1), segmenter.show(found, 0)
+    assert not alike(untouched[0], all_unseen[0])
+    for gamma, (overlay, rows, *_), summary in (("1", untouched, "0 have"), ("0", all_unseen, "16 have")):
+        visitor.type("#gamma input[type=number]", gamma)
+        visitor.wait_for_text("#summary", f"{summary} a class indicator I above γ = {gamma}.")
+        visitor.wait_for_picture("#overlay img", overlay)
+        visitor.wait_for_table("#classes", rows.__eq__)
     assert "★ " in visitor.see("#proposals").text
     assert requested_hosts(visitor.chromium) == {"127.0.0.1"}
 
@@ -260,6 +285,9 @@ def test_epsilons_tab(visitor):
     visitor.see("#tag").click()
     visitor.see("#group_attention img")
     visitor.see("#global_attention img")
-    rows = visitor.table("#tags")
-    assert {row[0] for row in rows} == {"dark sand", "★ zebra", "plain blue tile"}
-    assert [row[2] for row in rows] == sorted((row[2] for row in rows), key=float, reverse=True)
+    visitor.wait_for_table("#tags", ranked_tags)
+
+
+def ranked_tags(rows: list[list[str]]) -> bool:
+    scores = [float(row[2]) for row in rows]
+    return {row[0] for row in rows} == {"dark sand", "★ zebra", "plain blue tile"} and scores == sorted(scores, reverse=True)
