@@ -6,13 +6,15 @@ Trains every variant of Table 4 and Table 5 with every seed through ``train_net.
 masks alone, and prints the tables in Markdown: mean and sample standard deviation over the seeds, and the step from each row
 to the next with its 95 % interval. The variants of a seed see the same batches and begin with the same weights in all parts
 that they share. ``--sweeps`` adds Fig. 1 and 2 of the supplement: the weight of L_vir, and the number of background
-prototypes. Runs whose results are already there are not repeated, so an interrupted call goes on where it stopped.
+prototypes; with ``--only Suppl`` these are all. Runs whose results are already there are not repeated, so an interrupted
+call goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks import runs
@@ -59,15 +61,14 @@ EVALUATIONS = {
 Row = tuple[runs.Variant, str]
 
 
-def run(variant: runs.Variant, seed: int, args: argparse.Namespace) -> None:
-    """Train one variant with one seed and evaluate it in all the ways that a table needs."""
+def run(rows: Collection[Row], variant: runs.Variant, seed: int, args: argparse.Namespace) -> None:
+    """Train one variant with one seed and evaluate it in all the ways that ``rows`` need."""
     folder = runs.train_variant(variant, WHOLE, seed, args)
     config, options = variant
     words = ["--config-file", str(args.configs / config), "--eval-only", "MODEL.WEIGHTS", str(folder / "model_final.pth")]
     words += [*options, "SEED", str(seed), *args.opts]
     for name, extra in EVALUATIONS.items():
-        wanted = any((variant, name) in rows.values() for rows in TABLES.values())
-        if wanted and not (folder / name / "results.json").is_file():
+        if (variant, name) in rows and not (folder / name / "results.json").is_file():
             runs.train_net([*words, *extra, "OUTPUT_DIR", str(folder / name)], folder / f"{name}.log", args)
 
 
@@ -84,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sweeps", action="store_true", help="Fig. 1 and 2 of the supplement too")
     args = parser.parse(argv)
 
-    tables = {**TABLES, **SWEEPS} if args.sweeps else TABLES
-    runs.run_all(run, sorted({variant for rows in tables.values() for variant, _ in rows.values()}), args)
+    tables = runs.chosen({**TABLES, **SWEEPS} if args.sweeps else TABLES, args)
+    needed = {row for rows in tables.values() for row in rows.values()}
+    runs.run_all(partial(run, needed), sorted({variant for variant, _ in needed}), args)
     runs.write_report(METRICS, {title: files(rows, args) for title, rows in tables.items()}, args, ["mIoU_unseen", "hIoU"])
 
 

@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tables |= {"Fig. 3a, number of groups": FIG_3A, "Fig. 3b, weight of the regularizer": FIG_3B}
     if args.readings:
         tables |= {f"Fig. 3b, {title}": reading(*forms) for title, forms in READINGS.items()}
+    tables = runs.chosen(tables, args)
     variants = sorted({variant for rows in tables.values() for variant in rows.values()})
     runs.run_all(run, variants, args)
     runs.write_report(

@@ -278,7 +278,7 @@ def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = runs.parser("python -m benchmarks.methods", __doc__, dataset="", output="output/methods")
+    options = runs.parser("python -m benchmarks.methods", __doc__, dataset="", output="output/methods", titles=False)
     options.add_argument("--task", choices=METHODS, nargs="+", default=list(METHODS))
     options.add_argument("--batch", type=int, default=16, help="images of a step whose cost is measured")
     options.add_argument("--no-cost", action="store_true", help="leave out the measurements of time")

@@ -37,15 +37,29 @@ INITIAL = "initial.safetensors"
 _BUILDING = threading.Lock()  # initial weights come from torch's generator, which all threads share
 
 
-def parser(prog: str, description: str | None, dataset: str, output: str) -> Parser:
-    """The options of every ablation command; ``dataset`` and ``output`` are defaults."""
+def parser(prog: str, description: str | None, dataset: str, output: str, *, titles: bool = True) -> Parser:
+    """The options of every ablation command; ``dataset`` and ``output`` are defaults. ``titles``: there is ``--only``."""
     options = Parser(prog, description)
     options.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options.add_argument("--configs", type=Path, default=ROOT / "configs" / "demo", help="folder of the variants")
     options.add_argument("--dataset", default=dataset, help="the data set whose results are tabulated")
     options.add_argument("--output", type=Path, default=Path(output))
+    if titles:
+        options.add_argument("--only", metavar="TEXT", default="", help="only the tables with this in their title")
     options.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="trainings at once")
     return options
+
+
+def chosen(tables: Mapping[str, T], args: argparse.Namespace) -> dict[str, T]:
+    """The tables that ``--only`` asks for.
+
+    Raises:
+        ValueError: no title has that text.
+    """
+    found = {title: rows for title, rows in tables.items() if args.only in title}
+    if not found:
+        raise ValueError(f"no table has --only {args.only!r} in its title; there are {', '.join(map(repr, tables))}")
+    return found
 
 
 def threads_of(args: argparse.Namespace) -> int:

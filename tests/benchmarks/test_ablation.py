@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from benchmarks import runs
@@ -26,6 +27,14 @@ def test_the_sweeps_start_from_the_demos_settings(tmp_path):
     assert len({runs.folder_of(variant, 1, tmp_path) for variant in variants}) == 9
     cfg = load_config(CONFIGS / "demo" / WHOLE)
     assert cfg.MODEL.ALIGNZEG.LOSS.VIR_WEIGHT == 0.01 and cfg.MODEL.ALIGNZEG.GEPC.NUM_BACKGROUND_PROTOTYPES == 5
+
+
+def test_only_chooses_tables_by_their_titles():
+    tables = {**TABLES, **SWEEPS}
+    assert runs.chosen(tables, argparse.Namespace(only="Suppl")) == SWEEPS
+    assert runs.chosen(tables, argparse.Namespace(only="")) == tables
+    with pytest.raises(ValueError, match=r"no table has --only 'Fig. 9' in its title; there are 'Table 4, components', "):
+        runs.chosen(tables, argparse.Namespace(only="Fig. 9"))
 
 
 def test_table(tmp_path):
