@@ -47,8 +47,7 @@ $(READY): $(VENV)/.detectron2-done setup.py pyproject.toml
 	@touch $@
 
 demo: setup
-	$(PY) -m zeroshot_d2 demo
-	$(PY) -m zeroshot_d2 demo --system AlignZeg --config-file demo_near/alignzeg_overlap.yaml
+	scripts/demo.sh $(PY)
 
 # One thread each: the tests' tensors are small, and threads of several processes would only wait for one another.
 test: lint

@@ -162,7 +162,7 @@ NOT_CHECKED = {
 # Of a command on a page whose commands are run here: why it is not run.
 NOT_RUN = {
     "make setup": "it makes the environment that the tests run in",
-    "make demo": "tests/alignzeg_d2/test_demo.py runs what it starts",
+    "make demo": "tests/test_demo_script.py and test_demo.py of each system run what it starts",
     "make test": "it is what runs this test",
     "python scripts/install_detectron2.py": "it makes the environment that the tests run in",
     "pip install -e '.[opencv,demo]'": "it makes the environment that the tests run in",
