@@ -1,12 +1,18 @@
 """One clear sentence instead of a chain of import errors when detectron2 is missing or cannot be imported."""
 
+import importlib
 import importlib.util
 import sys
+import warnings
 
 
 def require_detectron2() -> None:
-    """Raise ``ModuleNotFoundError``, saying how to get it, unless detectron2 can be found, and ``ImportError`` where Python
-    runs without docstrings."""
+    """Import it, without torch's warning of its scripted functions.
+
+    Raises:
+        ModuleNotFoundError: it cannot be found; says how to get it.
+        ImportError: Python runs without docstrings.
+    """
     if sys.flags.optimize > 1:
         raise ImportError(
             "python -OO (or PYTHONOPTIMIZE=2) removes docstrings, and detectron2 cannot be imported without its own: use -O",
@@ -20,3 +26,6 @@ def require_detectron2() -> None:
             "`pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2`.",
             name="detectron2",
         )
+    with warnings.catch_warnings():  # it and fvcore cause this one, about which a user can do nothing
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        importlib.import_module("detectron2.modeling")
