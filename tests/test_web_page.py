@@ -227,8 +227,9 @@ def test_upload_type_run_and_move_gamma(visitor, segmenter, photo):
     visitor.see("#segment").click()
     visitor.wait_for_text("#summary", "above γ = 0.3")
     found = segmenter.find(photo, "dark sand, netted blue tile|blue net, zebra", "netted blue tile")
-    visitor.wait_for_picture("#overlay img", segmenter.show(found, 0.3)[0])
-    visitor.wait_for_table("#classes", segmenter.show(found, 0.3)[1].__eq__)
+    overlay, rows, *_ = segmenter.show(found, 0.3)
+    visitor.wait_for_picture("#overlay img", overlay)
+    visitor.wait_for_table("#classes", rows.__eq__)
     assert len(visitor.see("#proposals").find_elements(By.TAG_NAME, "img")) == 8
 
     untouched, all_unseen = segmenter.show(found, 1), segmenter.show(found, 0)
