@@ -21,7 +21,7 @@ from zeroshot_d2.images import ImageArray
 
 gr = pytest.importorskip("gradio", reason="the extra 'web' is not installed")
 webdriver = pytest.importorskip("selenium.webdriver", reason="the extra 'dev' is not installed")
-from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
+from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -154,59 +154,78 @@ def alike(first: ImageArray, second: ImageArray) -> bool:
 
 
 class Visitor:
-    """What a visitor does on the page."""
+    """What a visitor does on the page.
+
+    The page draws itself, and the parts of an answer, one after the other: whatever is looked for is waited for.
+    """
 
     def __init__(self, chromium: webdriver.Chrome, url: str) -> None:
         self.chromium = chromium
         chromium.get(url)
         self.see("#segment")
 
-    def see(self, selector: str) -> WebElement:
-        """Wait for the first visible element."""
+    def wait_for(self, condition: Callable[[], object], otherwise: str) -> None:
+        redrawn = [StaleElementReferenceException, ElementClickInterceptedException]
+        WebDriverWait(self.chromium, WAIT, ignored_exceptions=redrawn).until(lambda _: condition(), otherwise)
 
-        def visible(chromium: webdriver.Chrome) -> WebElement | None:
-            return next((e for e in chromium.find_elements(By.CSS_SELECTOR, selector) if e.is_displayed()), None)
+    def find(self, selector: str) -> list[WebElement]:
+        return self.chromium.find_elements(By.CSS_SELECTOR, selector)
 
-        return WebDriverWait(self.chromium, WAIT).until(visible, f"{selector} did not appear")
+    def see(self, selector: str, text: str = "") -> WebElement:
+        """Wait for the first visible element that has this text."""
+        seen: list[WebElement] = []
 
-    def wait_for_text(self, selector: str, text: str) -> str:
-        WebDriverWait(self.chromium, WAIT).until(lambda _: text in self.see(selector).text, f"no {text!r} in {selector}")
-        return self.see(selector).text
+        def visible() -> bool:
+            seen[:] = [found for found in self.find(selector) if found.is_displayed() and text in found.text]
+            return bool(seen)
+
+        self.wait_for(visible, f"{selector} did not appear with {text!r} as text")
+        return seen[0]
+
+    def click(self, selector: str, text: str = "") -> None:
+        def clicked() -> bool:
+            self.see(selector, text).click()
+            return True
+
+        self.wait_for(clicked, f"{selector} could not be clicked")
+
+    def wait_for_message(self, *texts: str) -> None:
+        """A message comes into view slowly, and goes again: its text is read, whatever of it can be seen already."""
+        shown: list[str] = []
+
+        def said() -> bool:
+            shown[:] = [str(toast.get_attribute("textContent")) for toast in self.find(".toast-body")]
+            return any(all(text in message for text in texts) for message in shown)
+
+        self.wait_for(said, f"no message with {texts}")
 
     def wait_for_picture(self, selector: str, picture: ImageArray) -> None:
-        """The parts of an answer are drawn one after the other: a picture may be older than the text beside it."""
+        """A picture may be older than the text beside it."""
 
-        def shown(_: webdriver.Chrome) -> bool:
+        def shown() -> bool:
             source = self.see(selector).get_attribute("src")
             with urllib.request.urlopen(source) as answer, Image.open(answer) as image:
                 return alike(np.asarray(image.convert("RGB")), picture)
 
-        WebDriverWait(self.chromium, WAIT).until(shown, f"{selector} did not show the picture that belongs to its text")
+        self.wait_for(shown, f"{selector} did not show the picture that belongs to its text")
+
+    def wait_for_table(self, selector: str, expected: Callable[[list[list[str]]], bool]) -> None:
+        def shown() -> bool:
+            rows = self.see(selector).find_elements(By.CSS_SELECTOR, "tbody tr")
+            return expected([[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows])
+
+        self.wait_for(shown, f"{selector} did not show the expected rows")
 
     def upload(self, path: str) -> None:
-        field = next(
-            field
-            for field in self.chromium.find_elements(By.CSS_SELECTOR, "input[type=file]")
-            if self.chromium.execute_script("return arguments[0].closest('[role=tabpanel]').offsetParent !== null", field)
-        )
-        field.send_keys(path)
+        in_view = "return arguments[0].closest('[role=tabpanel]').offsetParent !== null"
+        fields = [field for field in self.find("input[type=file]") if self.chromium.execute_script(in_view, field)]
+        fields[0].send_keys(path)
         self.see(f"img[src*='{Path(path).name}']")
 
     def type(self, selector: str, text: str) -> None:
         field = self.see(selector)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(text, Keys.TAB)
-
-    def message(self) -> str:
-        return self.see(".toast-body").text
-
-    def wait_for_table(self, selector: str, expected: Callable[[list[list[str]]], bool]) -> None:
-        def shown(_: webdriver.Chrome) -> bool:
-            rows = self.see(selector).find_elements(By.CSS_SELECTOR, "tbody tr")
-            return expected([[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows])
-
-        wait = WebDriverWait(self.chromium, WAIT, ignored_exceptions=[StaleElementReferenceException])
-        wait.until(shown, f"{selector} did not show the expected rows")
 
 
 @pytest.fixture
@@ -224,42 +243,41 @@ def test_upload_type_run_and_move_gamma(visitor, segmenter, photo):
     visitor.upload(photo)
     visitor.type("#vocabulary textarea", "dark sand, netted blue tile|blue net, zebra")
     visitor.type("#unseen textarea, #unseen input", "netted blue tile")
-    visitor.see("#segment").click()
-    visitor.wait_for_text("#summary", "above γ = 0.3")
+    visitor.click("#segment")
+    visitor.see("#summary", "above γ = 0.3")
     found = segmenter.find(photo, "dark sand, netted blue tile|blue net, zebra", "netted blue tile")
     overlay, rows, *_ = segmenter.show(found, 0.3)
     visitor.wait_for_picture("#overlay img", overlay)
     visitor.wait_for_table("#classes", rows.__eq__)
-    assert len(visitor.see("#proposals").find_elements(By.TAG_NAME, "img")) == 8
+    visitor.wait_for(lambda: len(visitor.find("#proposals img")) == 8, "there are not eight proposals")
 
     untouched, all_unseen = segmenter.show(found, 1), segmenter.show(found, 0)
     assert not alike(untouched[0], all_unseen[0])
     for gamma, (overlay, rows, *_), summary in (("1", untouched, "0 have"), ("0", all_unseen, "16 have")):
         visitor.type("#gamma input[type=number]", gamma)
-        visitor.wait_for_text("#summary", f"{summary} a class indicator I above γ = {gamma}.")
+        visitor.see("#summary", f"{summary} a class indicator I above γ = {gamma}.")
         visitor.wait_for_picture("#overlay img", overlay)
         visitor.wait_for_table("#classes", rows.__eq__)
-    assert "★ " in visitor.see("#proposals").text
+    visitor.see("#proposals", "★ ")
     assert requested_hosts(visitor.chromium) == {"127.0.0.1"}
 
 
 def test_a_broken_upload_gets_a_message(visitor, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
     visitor.upload(str(tmp_path / "broken.jpg"))
-    visitor.see("#segment").click()
-    assert "broken.jpg cannot be read as an image" in visitor.message()
-    assert "save it anew as JPEG or PNG" in visitor.message()
+    visitor.click("#segment")
+    visitor.wait_for_message("broken.jpg cannot be read as an image", "save it anew as JPEG or PNG")
 
 
 def test_a_large_upload_gets_a_message(visitor, tmp_path):
     (tmp_path / "large.png").write_bytes(b"x" * 3 * 2**20)
-    next(iter(visitor.chromium.find_elements(By.CSS_SELECTOR, "input[type=file]"))).send_keys(str(tmp_path / "large.png"))
-    assert 'exceed the maximum allowed size of 1.0 Mb: "large.png"' in visitor.message()
+    visitor.find("input[type=file]")[0].send_keys(str(tmp_path / "large.png"))
+    visitor.wait_for_message('exceed the maximum allowed size of 1.0 Mb: "large.png"')
 
 
 def test_a_result_that_is_no_longer_kept_gets_a_message(visitor):
     visitor.type("#gamma input[type=number]", "0.1")
-    assert "There is no result" in visitor.message()
+    visitor.wait_for_message("There is no result")
 
 
 def test_names_that_are_too_long_get_a_message(visitor, photo):
@@ -267,23 +285,23 @@ def test_names_that_are_too_long_get_a_message(visitor, photo):
     field = visitor.see("#vocabulary textarea")
     set_value = "arguments[0].value = 'x'.repeat(30000); arguments[0].dispatchEvent(new Event('input'))"
     visitor.chromium.execute_script(set_value, field)
-    visitor.see("#segment").click()
-    assert "has 30,000 characters, and this page takes 100" in visitor.message()
+    visitor.click("#segment")
+    visitor.wait_for_message("has 30,000 characters, and this page takes 100")
 
 
 def test_a_faulty_vocabulary_gets_a_message(visitor, photo):
     visitor.upload(photo)
     visitor.type("#unseen textarea, #unseen input", "<b>zebra</b>")
-    visitor.see("#segment").click()
-    assert "unseen classes ['<b>zebra</b>'] are not in the vocabulary" in visitor.message()
+    visitor.click("#segment")
+    visitor.wait_for_message("unseen classes ['<b>zebra</b>'] are not in the vocabulary")
 
 
 def test_epsilons_tab(visitor):
-    next(tab for tab in visitor.chromium.find_elements(By.CSS_SELECTOR, "[role=tab]") if tab.text == "Epsilon").click()
-    visitor.see("[role=tabpanel] .gallery button, [role=tabpanel] button.gallery-item").click()  # the first example
+    visitor.click("[role=tab]", "Epsilon")
+    visitor.click("[role=tabpanel] .gallery button, [role=tabpanel] button.gallery-item")  # the first example
     visitor.see("img[src*='demo_world_']")
     visitor.type("#labels textarea", "dark sand, zebra, plain blue tile")
-    visitor.see("#tag").click()
+    visitor.click("#tag")
     visitor.see("#group_attention img")
     visitor.see("#global_attention img")
     visitor.wait_for_table("#tags", ranked_tags)
