@@ -31,6 +31,7 @@ import MODULE
         ("alignzeg_d2", {}, "3000 None"),
         ("epsilon_d2", {}, "3000 None"),
         ("baselines_d2", {}, "3000 None"),
+        ("benchmarks.budget", {}, "3000 None"),
         ("zeroshot_d2", {"GOMP_SPINCOUNT": "7"}, "7 None"),
         ("zeroshot_d2", {"OMP_WAIT_POLICY": "active"}, "None active"),
     ],
