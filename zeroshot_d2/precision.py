@@ -37,7 +37,7 @@ def mixed(device: torch.device, precision: torch.dtype | None) -> contextlib.Abs
 def compile_parts(model: nn.Module, cfg: CfgNode) -> None:
     """With MODEL.COMPILE, let torch.compile work on what a model lists as its ``compiled_parts``; sizes stay free.
 
-    Without a compiler on the machine the model runs as it is, and the log says so.
+    Without a compiler that works here the model runs as it is, and the log says so.
 
     Raises:
         ValueError: the model lists none.
@@ -60,10 +60,12 @@ def compile_parts(model: nn.Module, cfg: CfgNode) -> None:
 
 
 def missing_compiler(device: str) -> str:
-    """What torch.compile needs and this machine lacks; "" for nothing."""
+    """What torch.compile needs and this machine, or the environment, lacks; "" for nothing."""
     if device.startswith("cuda") and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["cl"] if sys.platform == "win32" else ["g++", "clang++"]
     if not any(map(shutil.which, compilers)):
         return f"there is no C++ compiler ({' or '.join(compilers)}; $CXX names another)"
+    if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
+        return "torch writes code with vector instructions, which ATEN_CPU_CAPABILITY=default rules out"
     return ""

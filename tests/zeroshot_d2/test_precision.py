@@ -90,6 +90,14 @@ def test_what_lacks_a_compiler_runs_as_it_is(demo_cfg, monkeypatch, caplog):
     assert "(my-compiler; $CXX names another)" in missing_compiler("cpu")
 
 
+def test_torch_does_not_compile_without_vector_instructions(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert missing_compiler("cpu") == ""
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    assert "ATEN_CPU_CAPABILITY=default" in missing_compiler("cpu")
+
+
 def test_only_listed_parts_are_compiled(demo_cfg, monkeypatch):
     monkeypatch.setattr(precision, "missing_compiler", lambda device: "")
     model, plain = Parts(), Parts()
@@ -126,7 +134,7 @@ print("equal")
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(missing_compiler("cpu") != "", reason="there is no C++ compiler")
+@pytest.mark.skipif(missing_compiler("cpu") != "", reason=missing_compiler("cpu"))
 def test_compiled_models_give_what_they_gave_at_any_size(tmp_path):
     """In a process of its own: what torch.compile keeps would stay for other tests."""
     run = [sys.executable, "-W", "ignore", "-c", _COMPILED]
