@@ -28,11 +28,13 @@ GRACE = 3.0
 """Seconds that the others have to end by themselves when a process has failed."""
 
 
-def _native_threads() -> int:
-    return len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
+def _native_threads() -> frozenset[str]:
+    """The identifiers of this process's threads on Linux, but for the first, whose identifier is the process's."""
+    return frozenset(os.listdir("/proc/self/task") if sys.platform == "linux" else ()) - {str(os.getpid())}
 
 
-# Those of the libraries that are imported. A later one may be OpenMP's or CUDA's, which a fork would lack.
+# Those of the libraries that are imported: OpenBLAS ends its own before a fork. A later one may be OpenMP's or CUDA's, which
+# a fork would lack.
 _THREADS_OF_IMPORTS = _native_threads()
 _serves_forks = False
 
@@ -49,11 +51,12 @@ def serve_forks() -> None:
     """Let the workers of :func:`use_served_forks` be forked from a copy of this process as it is now.
 
     The copy is Python's fork server, forked instead of started anew: what is imported is not imported again, and its memory
-    is shared. Call it before there are threads, CUDA and process groups, none of which may be forked. It exists on Linux
-    only; elsewhere workers start as Python has it.
+    is shared. Call it before there are threads, CUDA and process groups, none of which survive a fork: OpenMP waits for its
+    threads for ever there. In a process that has some, as a notebook has after its first prediction, and elsewhere than on
+    Linux nothing is done, and workers start as torch has it.
     """
     global _serves_forks
-    if sys.platform != "linux":
+    if _serves_forks or not _survives_fork():
         return
     resource_tracker.ensure_running()
     forkserver.set_forkserver_preload([])  # everything is imported
@@ -151,15 +154,19 @@ class _Elsewhere(Exception):
         return f"in {self.args[0]}"
 
 
-def _may_fork() -> bool:
-    """Whether this process may be forked: saves each process the imports, but threads and CUDA do not survive it."""
+def _survives_fork() -> bool:
+    """Whether a fork of this process works as it does: threads and CUDA are not there in it."""
     return (
         sys.platform == "linux"
-        and torch.cuda.device_count() == 0
-        and not _serves_forks  # a server has one parent
+        and not torch.cuda.is_initialized()
         and threading.active_count() == 1
         and _native_threads() <= _THREADS_OF_IMPORTS
     )
+
+
+def _may_fork() -> bool:
+    """Whether training processes may be forks of this one, which saves each the imports; they need the GPUs."""
+    return _survives_fork() and torch.cuda.device_count() == 0 and not _serves_forks  # a server has one parent
 
 
 def _call(index: int, function: Callable[..., None], args: tuple[Any, ...], report: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -106,9 +107,27 @@ def loader(folder: str) -> None:
     time.sleep(600)
 
 
+def product(size: int) -> float:
+    """A number from more than one of OpenMP's threads, where there are more."""
+    return float((torch.ones(size, size) @ torch.ones(size, size)).sum())
+
+
+def forked_late() -> None:
+    """Threads first, then a server; what a process that Python's fork server starts computes, or why not."""
+    multiprocessing.get_context("fork").Pool(1).apply(int)  # OpenBLAS ends its threads: there are fewer than before
+    torch.set_num_threads(2)
+    product(512)
+    serve_forks()
+    pool = multiprocessing.get_context("forkserver").Pool(1)
+    print(json.dumps(pool.apply_async(product, (512,)).get(timeout=120)))
+    pool.terminate()
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "outcomes":
         outcomes()
+    elif sys.argv[1] == "forked late":
+        forked_late()
     elif sys.argv[1] == "sleep":
         run_together(sleep_beside, 3, (sys.argv[2],))
     else:

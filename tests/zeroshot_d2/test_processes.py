@@ -115,20 +115,28 @@ def test_a_loader_stays_as_it_is_where_no_server_was_started(monkeypatch: pytest
 @linux
 def test_only_a_process_of_one_thread_and_without_gpus_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_serves_forks", False)
-    monkeypatch.setattr(processes, "_native_threads", lambda: 1)
-    monkeypatch.setattr(processes, "_THREADS_OF_IMPORTS", 1)
+    monkeypatch.setattr(processes, "_native_threads", frozenset)
+    monkeypatch.setattr(processes, "_THREADS_OF_IMPORTS", frozenset(["7", "8"]))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(threading, "active_count", lambda: 1)
     assert processes._may_fork()
     for owner, name, value in (
         (torch.cuda, "device_count", lambda: 1),
+        (torch.cuda, "is_initialized", lambda: True),
         (threading, "active_count", lambda: 2),
-        (processes, "_native_threads", lambda: 2),
+        (processes, "_native_threads", lambda: frozenset(["9"])),
         (processes, "_serves_forks", True),
     ):
         with monkeypatch.context() as changed:
             changed.setattr(owner, name, value)
             assert not processes._may_fork()
+
+
+@linux
+def test_a_process_with_threads_leaves_pythons_fork_server_as_it_is() -> None:
+    """A fork has none of OpenMP's threads and would wait for them for ever, in whatever the program starts later."""
+    done = subprocess.run([sys.executable, PROGRAM, "forked late"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and json.loads(done.stdout) == 512**3, done.stderr
 
 
 def test_this_process_is_not_killed_by_the_watch() -> None:
