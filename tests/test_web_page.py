@@ -191,11 +191,10 @@ class Visitor:
 
     def wait_for_message(self, *texts: str) -> None:
         """A message comes into view slowly, and goes again: its text is read, whatever of it can be seen already."""
-        shown: list[str] = []
 
         def said() -> bool:
-            shown[:] = [str(toast.get_attribute("textContent")) for toast in self.find(".toast-body")]
-            return any(all(text in message for text in texts) for message in shown)
+            messages = [str(toast.get_attribute("textContent")) for toast in self.find(".toast-body")]
+            return any(all(text in message for text in texts) for message in messages)
 
         self.wait_for(said, f"no message with {texts}")
 
