@@ -10,6 +10,7 @@ import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,23 +165,21 @@ class Visitor:
         chromium.get(url)
         self.see("#segment")
 
-    def wait_for(self, condition: Callable[[], object], otherwise: str) -> None:
+    def wait_for(self, condition: Callable[[], Any], otherwise: str) -> Any:
+        """What ``condition()`` returns as soon as that is true."""
         redrawn = [StaleElementReferenceException, ElementClickInterceptedException]
-        WebDriverWait(self.chromium, WAIT, ignored_exceptions=redrawn).until(lambda _: condition(), otherwise)
+        return WebDriverWait(self.chromium, WAIT, ignored_exceptions=redrawn).until(lambda _: condition(), otherwise)
 
     def find(self, selector: str) -> list[WebElement]:
         return self.chromium.find_elements(By.CSS_SELECTOR, selector)
 
     def see(self, selector: str, text: str = "") -> WebElement:
         """Wait for the first visible element that has this text."""
-        seen: list[WebElement] = []
 
-        def visible() -> bool:
-            seen[:] = [found for found in self.find(selector) if found.is_displayed() and text in found.text]
-            return bool(seen)
+        def visible() -> WebElement | None:
+            return next((e for e in self.find(selector) if e.is_displayed() and text in e.text), None)
 
-        self.wait_for(visible, f"{selector} did not appear with {text!r} as text")
-        return seen[0]
+        return self.wait_for(visible, f"{selector} did not appear with {text!r} as text")
 
     def click(self, selector: str, text: str = "") -> None:
         def clicked() -> bool:

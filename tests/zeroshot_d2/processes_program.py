@@ -114,8 +114,7 @@ def product(size: int) -> float:
 
 def forked_late() -> None:
     """Threads first, then a server; what a process that Python's fork server starts computes, or why not."""
-    multiprocessing.get_context("fork").Pool(1).apply(int)  # OpenBLAS ends its threads: there are fewer than before
-    torch.set_num_threads(2)
+    torch.set_num_threads(4)
     product(512)
     serve_forks()
     pool = multiprocessing.get_context("forkserver").Pool(1)
