@@ -79,9 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = runs.chosen(tables, args)
     variants = sorted({variant for rows in tables.values() for variant in rows.values()})
     runs.run_all(run, variants, args)
-    runs.write_report(
-        METRICS, {title: runs.result_files(rows, args) for title, rows in tables.items()}, args, [*METRICS], OURS
-    )
+    files = {
+        title: {label: runs.result_files(variant, args) for label, variant in rows.items()} for title, rows in tables.items()
+    }
+    runs.write_report(METRICS, files, args, [*METRICS], over=[OURS])
 
 
 if __name__ == "__main__":

@@ -268,8 +268,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     tables = runs.chosen(TABLES, args)
     runs.run_all(run, sorted({variant for rows in tables.values() for variant in rows.values()}), args)
-    files = {title: runs.result_files(rows, args) for title, rows in tables.items()}
-    runs.write_report(METRICS, files, args, ["ZSL_mAP"], OURS)
+    files = {
+        title: {label: runs.result_files(variant, args) for label, variant in rows.items()} for title, rows in tables.items()
+    }
+    runs.write_report(METRICS, files, args, ["ZSL_mAP"], over=[OURS, "SDL's form, lambda = 0.3"])
     of_seeds, *_ = runs.results(next(iter(files.values())), DATASET).values()
     chance = of_seeds[0]  # the same images in all runs
     print(f"A random ranking: {chance['random_ZSL_mAP']:.1f} and {chance['random_GZSL_mAP']:.1f}.")

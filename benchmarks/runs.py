@@ -151,12 +151,9 @@ def run_all(run: Callable[[T, int, argparse.Namespace], object], variants: Colle
             future.result()
 
 
-def result_files(rows: Mapping[str, Variant], args: argparse.Namespace) -> dict[str, list[Path]]:
-    """{heading of the row: ``results.json`` of each seed}."""
-    return {
-        label: [folder_of(variant, seed, args.output) / "results.json" for seed in args.seeds]
-        for label, variant in rows.items()
-    }
+def result_files(variant: Variant, args: argparse.Namespace, evaluation: str = "") -> list[Path]:
+    """``results.json`` of each seed; ``evaluation`` is the folder of another than the one after training."""
+    return [folder_of(variant, seed, args.output) / evaluation / "results.json" for seed in args.seeds]
 
 
 def results(rows: Mapping[str, Sequence[Path]], dataset: str) -> dict[str, list[dict[str, Any]]]:
@@ -272,17 +269,21 @@ def write_report(
     tables: Mapping[str, Mapping[str, Sequence[Path]]],
     args: argparse.Namespace,
     steps_of: Sequence[str],
-    over: str | None = None,
+    over: Collection[str] = (),
 ) -> None:
     """Print all tables and where their numbers come from, and write them as tables.md and tables.png into ``args.output``.
 
     Args:
-        headings, steps_of, over: as for :func:`table`; a table without the row ``over`` says the steps.
+        headings, steps_of: as for :func:`table`.
         tables: {title: {heading of the row: ``results.json`` of each seed}}.
         args: of the command.
+        over: a table with one of these rows says how far the others lie above it, any other the steps from row to row.
     """
     read = {title: results(rows, args.dataset) for title, rows in tables.items()}
-    text = "\n".join(table(title, headings, rows, steps_of, over if over in rows else None) for title, rows in read.items())
+    text = "\n".join(
+        table(title, headings, rows, steps_of, next((row for row in over if row in rows), None))
+        for title, rows in read.items()
+    )
     text += f"\n{origin(result for rows in read.values() for found in rows.values() for result in found)}\n"
     write_text(args.output / "tables.md", text)
     save_figure(figure(headings, read), args.output / "tables.png")

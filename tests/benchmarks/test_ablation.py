@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks import runs
-from benchmarks.ablation import EVALUATIONS, METRICS, SWEEPS, TABLES, WHOLE, files
+from benchmarks.ablation import AS_IT_IS, EVALUATIONS, METRICS, SWEEPS, TABLES, WHOLE
 from zeroshot_d2.cli import load_config
 from zeroshot_d2.trainer import Trainer
 
@@ -25,6 +25,7 @@ def test_the_sweeps_start_from_the_demos_settings(tmp_path):
     variants = {variant for rows in SWEEPS.values() for variant, _ in rows.values()}
     assert len(variants) == 9 and (WHOLE, ()) in variants
     assert len({runs.folder_of(variant, 1, tmp_path) for variant in variants}) == 9
+    assert [row for rows in SWEEPS.values() for row in rows if rows[row][0] == (WHOLE, ())] == list(AS_IT_IS)
     cfg = load_config(CONFIGS / "demo" / WHOLE)
     assert cfg.MODEL.ALIGNZEG.LOSS.VIR_WEIGHT == 0.01 and cfg.MODEL.ALIGNZEG.GEPC.NUM_BACKGROUND_PROTOTYPES == 5
 
@@ -46,8 +47,8 @@ def test_table(tmp_path):
             (folder / "results.json").write_text(json.dumps({"val": numbers}))
     args = argparse.Namespace(output=tmp_path, seeds=[1, 2], dataset="val")
     pbc = ("ablation/pbc.yaml", ())
-    rows = {"Baseline": (pbc, "without_correction"), "+PBC": (pbc, "")}
-    read = runs.results(files(rows, args), "val")
+    rows = {"Baseline": runs.result_files(pbc, args, "without_correction"), "+PBC": runs.result_files(pbc, args)}
+    read = runs.results(rows, "val")
     assert runs.table("Title", METRICS, read, ["hIoU"]).splitlines()[-2:] == [
         "| Baseline | 90.0 ± 0.0 | 60.0 ± 0.0 | 52.0 ± 2.8 | 56.5 ± 0.7 |  |",
         "| +PBC | 90.0 ± 0.0 | 60.0 ± 0.0 | 52.0 ± 2.8 | 59.0 ± 1.4 | +2.5 [-3.9, +8.9] |",

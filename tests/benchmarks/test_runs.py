@@ -1,6 +1,7 @@
 """Many trainings at once, on a train_net.py that only writes down how it was called."""
 
 import argparse
+import json
 
 import numpy as np
 import pytest
@@ -59,6 +60,28 @@ def test_rows_beside_the_one_before_or_a_named_one():
         "| a | 1.5 ± 0.7 | -1.0 [-1.0, -1.0] |",
         "| b | 2.5 ± 0.7 |  |",
     ]
+
+
+def test_a_report_compares_with_the_row_that_a_table_has(tmp_path, capsys):
+    def files(values):
+        written = []
+        for seed, value in enumerate(values):
+            file = tmp_path / f"{value}_{seed}.json"
+            file.write_text(json.dumps({"val": {"x": value, "run": {"seed": seed}}}))
+            written.append(file)
+        return written
+
+    tables = {
+        "Sweep": {"low": files([1.0, 2.0]), "whole": files([2.0, 3.0])},
+        "Components": {"without": files([1.5, 2.5]), "with": files([4.0, 5.0])},
+    }
+    args = argparse.Namespace(dataset="val", output=tmp_path)
+    runs.write_report({"x": "X"}, tables, args, ["x"], over=["another", "whole"])
+    text = (tmp_path / "tables.md").read_text()
+    assert capsys.readouterr().out == f"{text}\n" and (tmp_path / "tables.png").is_file()
+    assert "| | X | X, over whole [95 %] |" in text and "| low | 1.5 ± 0.7 | -1.0 [-1.0, -1.0] |" in text
+    assert "| | X | X, step [95 %] |" in text and "| with | 4.5 ± 0.7 | +2.5 [+2.5, +2.5] |" in text
+    assert "Seeds 0, 1; threads: unknown" in text
 
 
 def test_numbers_say_where_they_come_from():
