@@ -9,13 +9,13 @@ listed by how often they occur (a concept that is no tag gets the median); 1 to 
 exp(cosine to the first / 0.1), so that labels keep company with related ones. Its tokens belong to the labels in random
 shares, three in ten to no label: a label's word vector, changed a little for this image, goes through a random linear map
 that is the same for all images, and noise is added. Everything else is Epsilon itself: configs/nus_wide/*.yaml, its loss,
-the paper's optimiser. GFP's MLP is D / 16 wide, as in the demo, but for one row. The learning rate is scaled to the number
-of iterations, so that the rates add up to what they do in the paper's 7 epochs. Unseen labels occur in training images
+the paper's optimiser. GFP's MLP is D / 16 wide, as in the demo, but for one row. The learning rate is scaled to
+``--iterations``, so that the rates add up to what they do in the paper's 7 epochs. Unseen labels occur in training images
 without being labelled, as in NUS-WIDE.
 
 Trains "Backbone Only", each module alone and the whole, and then the whole at every lambda in both forms of the loss; prints
 ZSL and GZSL mAP, the mean cosine between the groups of an image, and how many groups are the nearest to one of the image's
-labels. Runs whose results are there are not repeated.
+labels. Runs whose results are there are not repeated: other settings need another ``--output``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from benchmarks import runs
 from benchmarks.own_process import ROOT, imports_of, json_of_own_process
 from epsilon_d2.epsilon import Epsilon
 from zeroshot_d2.class_split import ClassSplit
-from zeroshot_d2.cli import load_config
+from zeroshot_d2.cli import load_config, positive
 from zeroshot_d2.multilabel.ranking import average_precision
 from zeroshot_d2.multilabel.registration import register_multilabel
 from zeroshot_d2.provenance import run_facts
@@ -52,7 +52,6 @@ from zeroshot_d2.word_vectors import WordVectorEmbeddings
 
 DATASET = "made_up_tokens"
 WIDTH, TOKENS = 192, 49
-ITERATIONS = 400
 PAPERS_ITERATIONS = 7 * 161_789 // 96
 """Of the paper's 7 epochs of NUS-WIDE's training images, in batches of 96."""
 TEST_IMAGES, TEST_SEED = 3000, 20261126
@@ -149,7 +148,7 @@ def labels_of(tags: Path, concepts: Path) -> tuple[ClassSplit, Tensor]:
 def config_of(args: argparse.Namespace, split: ClassSplit) -> CfgNode:
     """The variant's config, with what is different here."""
     register_multilabel(DATASET, split, "", dict, vocabulary="seen", replace=True)
-    rate = load_config(args.config).SOLVER.BASE_LR * PAPERS_ITERATIONS / ITERATIONS
+    rate = load_config(args.config).SOLVER.BASE_LR * PAPERS_ITERATIONS / args.iterations
     here = {
         "MODEL.BACKBONE.NAME": "MadeUpTokens",
         "MODEL.DEVICE": "cpu",
@@ -160,8 +159,8 @@ def config_of(args: argparse.Namespace, split: ClassSplit) -> CfgNode:
         "DATASETS.TEST": (),
         "SOLVER.BASE_LR": rate,
         "SOLVER.MAX_EPOCHS": 0,
-        "SOLVER.MAX_ITER": ITERATIONS,
-        "SOLVER.STEPS": (3 * ITERATIONS // 7,),
+        "SOLVER.MAX_ITER": args.iterations,
+        "SOLVER.STEPS": (3 * args.iterations // 7,),
     }
     return load_config(args.config, [*(word for pair in here.items() for word in pair), *args.opts])
 
@@ -241,6 +240,8 @@ def run(variant: runs.Variant, seed: int, args: argparse.Namespace) -> None:
         str(args.vectors),
         "--config",
         str(args.configs / config),
+        "--iterations",
+        str(args.iterations),
         *options,
         "SEED",
         str(seed),
@@ -256,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tags", type=Path, required=True, help="NUS-WIDE's TagList1k.txt")
     parser.add_argument("--concepts", type=Path, required=True, help="its Concepts81.txt")
     parser.add_argument("--vectors", type=Path, required=True, help="word vectors, as in LABEL_EMBEDDINGS.FILE")
+    parser.add_argument("--iterations", type=positive, default=400, help="batches of a training, 400 by default")
     parser.add_argument("--config", type=Path, metavar="FILE", help="only this variant; prints its numbers as JSON")
     args = parser.parse(argv)
 

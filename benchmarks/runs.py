@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.own_process import ROOT, imports_of
 from zeroshot_d2.checkpoint import write_model
-from zeroshot_d2.cli import Parser, load_config
+from zeroshot_d2.cli import Parser, load_config, positive
 from zeroshot_d2.pictures.style import INK, SERIES_COLORS, finish, new_figure, plain_axes, save_figure
 from zeroshot_d2.storage import write_text
 from zeroshot_d2.trainer import Trainer
@@ -46,7 +46,7 @@ def parser(prog: str, description: str | None, dataset: str, output: str, *, tit
     options.add_argument("--output", type=Path, default=Path(output))
     if titles:
         options.add_argument("--only", metavar="TEXT", default="", help="only the tables with this in their title")
-    options.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="trainings at once")
+    options.add_argument("--jobs", type=positive, default=max(1, (os.cpu_count() or 1)), help="trainings at once")
     return options
 
 

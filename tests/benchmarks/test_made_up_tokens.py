@@ -72,10 +72,10 @@ def words(tmp_path, monkeypatch):
     np.savez(tmp_path / "vectors.npz", names=np.array(names), vectors=rng.normal(size=(12, 20)).astype(np.float32))
     (tmp_path / "tags").write_text("\n".join(names[:9]))
     (tmp_path / "concepts").write_text("\n".join(names[8:]))
-    monkeypatch.setattr(made_up_tokens, "ITERATIONS", 7)
     monkeypatch.setattr(made_up_tokens, "TEST_IMAGES", 200)
     monkeypatch.setattr(made_up_tokens, "WIDTH", 32)
-    return ["--tags", f"{tmp_path}/tags", "--concepts", f"{tmp_path}/concepts", "--vectors", f"{tmp_path}/vectors.npz"]
+    files = ["--tags", f"{tmp_path}/tags", "--concepts", f"{tmp_path}/concepts", "--vectors", f"{tmp_path}/vectors.npz"]
+    return [*files, "--iterations", "7"]
 
 
 @pytest.mark.parametrize("config", ["epsilon.yaml", "epsilon_ablation/backbone_only.yaml"])
