@@ -4,9 +4,10 @@
     python -m zeroshot_d2 bias-report --model output/demo --dataset demo_world_held_out --output output/bias
 
 One pass over a data set of GZS3 gives the pixels that go to the wrong kind of class, how far ZS3, where seen classes are no
-answer, lies above GZS3, how well the class indicator tells unseen from seen proposals, and the numbers of other corrections
-of the same proposals: none, the model's own, a perfect class indicator (Eq. 7 where most of a mask lies on unseen classes),
-perfect both ways, and calibrated stacking, which subtracts a constant from the logits of the seen classes.
+answer, lies above GZS3, how much of the proposals' masks goes to the background, how well the class indicator tells unseen
+from seen proposals, and the numbers of other corrections of the same proposals: none, the model's own, a perfect class
+indicator (Eq. 7 where most of a mask lies on unseen classes), perfect both ways, and calibrated stacking, which subtracts a
+constant from the logits of the seen classes.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class BiasCounts:
     images: int = 0
     confusions: dict[str, IntArray] = field(default_factory=dict)
     zs3: IntArray | None = None
+    mask_weight: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 2)))
+    """Sums of mask probability on pixels of (seen, unseen) classes: all of it, and what the background takes."""
     indicator: list[npt.NDArray[np.float64]] = field(default_factory=list)
     of_unseen: list[npt.NDArray[np.bool_]] = field(default_factory=list)
 
@@ -125,8 +128,11 @@ class BiasCounts:
         unseen = ~self.seen.to(logits.device)
         overlap = overlaps(masks, truth, classes)
         mass = overlap.sum(dim=1)
+        of_kinds = torch.stack([overlap[:, ~unseen].sum(dim=1), overlap[:, unseen].sum(dim=1)], dim=1).double()  # (Q, 2)
+        background = logits.softmax(dim=-1)[:, -1:].double()
+        self.mask_weight += torch.stack([of_kinds.sum(dim=0), (background * of_kinds).sum(dim=0)], dim=1).cpu().numpy()
         known = mass > 1  # a pixel
-        share = overlap[:, unseen].sum(dim=1) / mass.clamp(min=1e-6)
+        share = of_kinds[:, 1] / mass.clamp(min=1e-6)
         on_unseen, on_seen = known & (share > MOST), known & (share <= MOST)
 
         variants = {NO_CORRECTION: logits, PERFECT: bottom(logits, on_unseen, ~unseen)}
@@ -168,8 +174,9 @@ class BiasCounts:
 
         Returns:
             {"num_images", "unseen_pixels_to_seen", "unseen_pixels_to_other_unseen", "seen_pixels_to_unseen", "ZS3_mIoU",
-            "GZS3_mIoU_unseen", "ZS3_minus_GZS3", "indicator": {"AUC", "proposals", "gamma", "flagged_of_unseen",
-            "flagged_of_seen"} or None, "corrections": {name: the numbers of GZS3}}.
+            "GZS3_mIoU_unseen", "ZS3_minus_GZS3", "background_on_unseen", "background_on_seen", "indicator": {"AUC",
+            "proposals", "gamma", "flagged_of_unseen", "flagged_of_seen"} or None, "corrections": {name: the numbers of
+            GZS3}}. The background's are shares of the masks' weight on pixels of such classes.
 
         Raises:
             ValueError: no image was counted.
@@ -187,6 +194,7 @@ class BiasCounts:
         wrong = of_unseen[unseen].sum() - np.trace(of_unseen[unseen])
         zs3 = protocol_results(self.zs3, ClassSplit(tuple(names), unseen=tuple(names)), "ZS3", self.images)["mIoU"]
         gzs3 = corrections[NO_CORRECTION]["mIoU_unseen"]
+        of_masks, of_background = self.mask_weight.T
         return {
             "num_images": self.images,
             "unseen_pixels_to_seen": _percent(of_unseen[~unseen].sum(), of_unseen.sum()),
@@ -195,6 +203,8 @@ class BiasCounts:
             "ZS3_mIoU": zs3,
             "GZS3_mIoU_unseen": gzs3,
             "ZS3_minus_GZS3": None if zs3 is None or gzs3 is None else zs3 - gzs3,
+            "background_on_unseen": _percent(of_background[1], of_masks[1]),
+            "background_on_seen": _percent(of_background[0], of_masks[0]),
             "indicator": self._indicator_report(),
             "corrections": corrections,
         }
@@ -228,6 +238,8 @@ def format_report(report: Mapping[str, Any]) -> str:
         f"  pixels of unseen classes given to seen ones       {shown(report['unseen_pixels_to_seen'])} %",
         f"  pixels of unseen classes given to other unseen    {shown(report['unseen_pixels_to_other_unseen'])} %",
         f"  pixels of seen classes given to unseen ones       {shown(report['seen_pixels_to_unseen'])} %",
+        f"  masks' weight given to the background: {shown(report['background_on_unseen'])} % on unseen classes, "
+        f"{shown(report['background_on_seen'])} % on seen ones",
         f"  ZS3 mIoU {shown(report['ZS3_mIoU'])}, GZS3 mIoU(U) {shown(report['GZS3_mIoU_unseen'])}",
     ]
     indicator = report["indicator"]

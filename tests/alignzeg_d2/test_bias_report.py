@@ -59,6 +59,18 @@ def test_shares_by_hand():
     }
 
 
+def test_the_backgrounds_share_by_hand():
+    """On the cow the background has e^2 of e^2 + 1, nearly, elsewhere nothing; each quarter has one mask."""
+    found = proposals([[50, 0, 0, 0], [0, 50, 0, 0], [0, 0, 50, 0], [0, 0, 0, 50]])
+    found["class_logits"][2, 4] = 52.0
+    counts = BiasCounts(SPLIT, SEEN, gamma=None)
+    for _ in range(2):
+        counts.add(found, truth())
+    report = counts.report()
+    assert report["background_on_unseen"] == pytest.approx(50 * np.e**2 / (np.e**2 + 1), rel=1e-3)
+    assert report["background_on_seen"] == pytest.approx(0, abs=1e-3)
+
+
 def test_corrections_by_hand():
     counts = BiasCounts(SPLIT, SEEN, gamma=0.5, constants=(2.0,))
     counts.add(proposals(LOGITS, [0.1, 0.6, 0.4, 0.9]), truth())
@@ -84,7 +96,8 @@ def test_ignored_pixels_say_nothing():
     counts = BiasCounts(SPLIT, SEEN, gamma=0.5)
     counts.add(proposals(LOGITS, [0.1, 0.6, 0.4, 0.9]), ignored)
     report = counts.report()
-    assert report["seen_pixels_to_unseen"] is None and report["indicator"]["proposals"] == 2
+    assert report["seen_pixels_to_unseen"] is None and report["background_on_seen"] is None
+    assert report["indicator"]["proposals"] == 2
     counts.add(proposals(LOGITS, [0.1, 0.6, 0.4, 0.9]), np.full((8, 8), 4))  # nothing is labelled
     assert counts.report()["num_images"] == 2
     with pytest.raises(ValueError, match="no image"):
