@@ -128,9 +128,9 @@ class BiasCounts:
         unseen = ~self.seen.to(logits.device)
         overlap = overlaps(masks, truth, classes)
         mass = overlap.sum(dim=1)
-        of_kinds = torch.stack([overlap[:, ~unseen].sum(dim=1), overlap[:, unseen].sum(dim=1)], dim=1).double()  # (Q, 2)
-        background = logits.softmax(dim=-1)[:, -1:].double()
-        self.mask_weight += torch.stack([of_kinds.sum(dim=0), (background * of_kinds).sum(dim=0)], dim=1).cpu().numpy()
+        of_kinds = torch.stack([overlap[:, ~unseen].sum(dim=1), overlap[:, unseen].sum(dim=1)], dim=1)  # (Q, 2)
+        background = logits.softmax(dim=-1)[:, -1:]
+        self.mask_weight += torch.stack([of_kinds, background * of_kinds], dim=2).sum(dim=0).cpu().numpy()
         known = mass > 1  # a pixel
         share = of_kinds[:, 1] / mass.clamp(min=1e-6)
         on_unseen, on_seen = known & (share > MOST), known & (share <= MOST)
