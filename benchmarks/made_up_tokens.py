@@ -160,7 +160,7 @@ def config_of(args: argparse.Namespace, split: ClassSplit) -> CfgNode:
         "SOLVER.BASE_LR": rate,
         "SOLVER.MAX_EPOCHS": 0,
         "SOLVER.MAX_ITER": args.iterations,
-        "SOLVER.STEPS": (max(1, 3 * args.iterations // 7),),
+        "SOLVER.STEPS": (3 * args.iterations // 7,) if args.iterations > 2 else (),
     }
     return load_config(args.config, [*(word for pair in here.items() for word in pair), *args.opts])
 
