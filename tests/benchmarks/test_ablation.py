@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks import runs
-from benchmarks.ablation import AS_IT_IS, EVALUATIONS, METRICS, SWEEPS, TABLES, WHOLE
+from benchmarks.ablation import AS_IT_IS, EVALUATIONS, METRICS, PROTOTYPES, SWEEPS, TABLES, WHOLE, WITHOUT_BDS
 from zeroshot_d2.cli import load_config
 from zeroshot_d2.trainer import Trainer
 
@@ -28,6 +28,14 @@ def test_the_sweeps_start_from_the_demos_settings(tmp_path):
     assert [row for rows in SWEEPS.values() for row in rows if rows[row][0] == (WHOLE, ())] == list(AS_IT_IS)
     cfg = load_config(CONFIGS / "demo" / WHOLE)
     assert cfg.MODEL.ALIGNZEG.LOSS.VIR_WEIGHT == 0.01 and cfg.MODEL.ALIGNZEG.GEPC.NUM_BACKGROUND_PROTOTYPES == 5
+
+
+@pytest.mark.parametrize("data_set", ["demo", "demo_near", "voc", "coco"])
+def test_without_bds_the_whole_has_one_background_prototype(data_set):
+    """So Table 4 and Fig. 2 of the supplement share that training."""
+    config, options = WITHOUT_BDS
+    without = load_config(CONFIGS / data_set / config, [*options, "OUTPUT_DIR", "out"])
+    assert without == load_config(CONFIGS / data_set / WHOLE, [PROTOTYPES, "1", "OUTPUT_DIR", "out"])
 
 
 def test_only_chooses_tables_by_their_titles():
