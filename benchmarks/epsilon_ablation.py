@@ -79,10 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = runs.chosen(tables, args)
     variants = sorted({variant for rows in tables.values() for variant in rows.values()})
     runs.run_all(run, variants, args)
-    files = {
-        title: {label: runs.result_files(variant, args) for label, variant in rows.items()} for title, rows in tables.items()
-    }
-    runs.write_report(METRICS, files, args, [*METRICS], over=[OURS])
+    runs.write_report(METRICS, runs.files_of_tables(tables, args), args, [*METRICS], over=[OURS])
 
 
 if __name__ == "__main__":

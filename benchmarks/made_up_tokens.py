@@ -270,9 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     tables = runs.chosen(TABLES, args)
     runs.run_all(run, sorted({variant for rows in tables.values() for variant in rows.values()}), args)
-    files = {
-        title: {label: runs.result_files(variant, args) for label, variant in rows.items()} for title, rows in tables.items()
-    }
+    files = runs.files_of_tables(tables, args)
     runs.write_report(METRICS, files, args, ["ZSL_mAP"], over=[OURS, "SDL's form, lambda = 0.3"])
     of_seeds, *_ = runs.results(next(iter(files.values())), DATASET).values()
     chance = of_seeds[0]  # the same images in all runs

@@ -156,6 +156,13 @@ def result_files(variant: Variant, args: argparse.Namespace, evaluation: str = "
     return [folder_of(variant, seed, args.output) / evaluation / "results.json" for seed in args.seeds]
 
 
+def files_of_tables(
+    tables: Mapping[str, Mapping[str, Variant]], args: argparse.Namespace
+) -> dict[str, dict[str, list[Path]]]:
+    """{title: {heading of the row: its :func:`result_files`}}, for :func:`write_report`."""
+    return {title: {label: result_files(variant, args) for label, variant in rows.items()} for title, rows in tables.items()}
+
+
 def results(rows: Mapping[str, Sequence[Path]], dataset: str) -> dict[str, list[dict[str, Any]]]:
     """{heading of the row: results of each seed on ``dataset``}, from {heading: its ``results.json`` files}."""
     return {label: [json.loads(file.read_text())[dataset] for file in files] for label, files in rows.items()}

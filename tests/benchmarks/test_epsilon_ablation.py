@@ -24,6 +24,7 @@ def test_table(tmp_path):
         folder.mkdir()
         (folder / "results.json").write_text(json.dumps({"test": {"ZSL_mAP": unseen, "GZSL_mAP": 60.0}}))
     args = argparse.Namespace(output=tmp_path, seeds=[1, 2], dataset="test")
-    read = runs.results({"lambda = 0.1": runs.result_files(variant, args)}, "test")
+    files = runs.files_of_tables({"Title": {"lambda = 0.1": variant}}, args)
+    read = runs.results(files["Title"], "test")
     lines = runs.table("Title", METRICS, read).splitlines()
     assert lines[2] == "| | mAP ZSL | mAP GZSL |" and lines[-1] == "| lambda = 0.1 | 42.0 ± 2.8 | 60.0 ± 0.0 |"
