@@ -5,6 +5,7 @@ Shapes: N images, L patches, (h, w) their grid, C width, D embedding, H heads, E
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from timm.layers import apply_rot_embed_cat, build_rotary_pos_embed
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .loader import Clip
 
@@ -318,7 +320,15 @@ def cross_attention(
         length = patches.shape[1]
         rotated = apply_rot_embed_cat(k[:, :, :length], rotation).type_as(k)
         k = torch.cat([rotated, k[:, :, length:]], dim=2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype)).transpose(1, 2).flatten(2)
+    return _masked_attention(q, k, v, mask.to(q.dtype)).transpose(1, 2).flatten(2)
+
+
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Where blocks and tokens are frozen, the mask alone has a gradient. Torch's fused attention on a GPU does not keep what
+    that one needs (its backward pass ends with "LSE is not correctly aligned"): there it is computed step by step."""
+    of_mask_alone = mask.requires_grad and not (q.requires_grad or k.requires_grad or v.requires_grad)
+    with sdpa_kernel(SDPBackend.MATH) if of_mask_alone else contextlib.nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], size: tuple[int, int], mode: str = "bicubic") -> Tensor:

@@ -9,6 +9,8 @@ import open_clip
 import pytest
 import timm
 import torch
+from comparisons import assert_close
+from devices import needs_gpu
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch.profiler import ProfilerActivity, profile
@@ -169,6 +171,25 @@ def test_cross_attention_is_attention_by_hand():
     for head in (slice(0, 2), slice(2, 4)):
         weights = (q[..., head] @ k[..., head].transpose(1, 2) / 2**0.5 + mask[:, 0]).softmax(dim=-1)
         torch.testing.assert_close(found[..., head], weights @ v[..., head], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_cross_attention_where_the_mask_alone_has_a_gradient(device):
+    """As in the first block of the semantic decoder of a model without prompts."""
+    generator = torch.Generator().manual_seed(0)
+    queries, patches, mask, *weights = (
+        torch.randn(shape, generator=generator).to(device) for shape in ((2, 3, 8), (2, 5, 8), (2, 1, 3, 8), *[(8, 8)] * 3)
+    )
+    mask.requires_grad_()
+    found = cross_attention(queries, patches, mask, [(weight, None) for weight in weights], num_heads=2)
+    (gradient,) = torch.autograd.grad(found.square().sum(), mask)
+    seen = torch.cat([patches, queries], dim=1)
+    q, k, v = (
+        (x @ weight.T).view(2, -1, 2, 4).transpose(1, 2) for x, weight in zip((queries, seen, seen), weights, strict=True)
+    )
+    expected = ((q @ k.mT / 4**0.5 + mask).softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+    assert_close(found, expected)
+    assert_close(gradient, torch.autograd.grad(expected.square().sum(), mask)[0])
 
 
 def test_what_is_built_on_a_tower_can_be_copied_and_pickled(visual, images):

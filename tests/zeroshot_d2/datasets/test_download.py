@@ -267,6 +267,7 @@ MEMBERS = {"top/a.txt": b"a", "top/deep/b.txt": b"bb", "top/c.jpg": b"ccc"}
         ("a.tgz", tar_of(MEMBERS)),
         ("a.zip", zip_of(MEMBERS)),
     ],
+    ids=["tar", "tar.gz", "tgz", "zip"],  # an archive holds the time, and all of xdist's workers must have the same names
 )
 def test_archives_are_unpacked_to_their_place(server, root, name, content):
     file = server.file(name, content, members=("*.txt",), strip=1)
@@ -342,6 +343,7 @@ def test_nothing_is_written_outside_and_no_link_is_made(root, kind):
         ("a.zip", zip_of({"a.txt": b"x" * 5000}).replace(b"xxx", b"yyy", 1)),
         ("a.tar", b"nothing of the kind"),
     ],
+    ids=["tar", "tar.gz", "zip", "zip, a byte", "nothing of the kind"],
 )
 def test_a_damaged_archive_is_named(root, name, content):
     (root / name).write_bytes(content)
