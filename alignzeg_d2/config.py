@@ -139,7 +139,7 @@ def add_proposal_config(cfg: CfgNode) -> None:
     alignzeg.TEST.RETURN_PROPOSALS = False
     # Evaluate the masks alone: proposals get their class from the ground truth (Table 6).
     alignzeg.TEST.ORACLE = False
-    # Output pixels computed at once; bounds the memory of large images.
+    # Output pixels computed at once; bounds the memory of large images. 0: as the device likes.
     alignzeg.TEST.CHUNK_PIXELS = CHUNK_PIXELS
 
     # ---- input ----
@@ -222,6 +222,6 @@ declare(
         "LOSS.OVERSAMPLE_RATIO": number(1),
         "LOSS.IMPORTANCE_SAMPLE_RATIO": number(0, 1),
         "TEST.OUTPUT": choice("scores", "labels"),
-        "TEST.CHUNK_PIXELS": whole(1),
+        "TEST.CHUNK_PIXELS": whole(0),
     },
 )

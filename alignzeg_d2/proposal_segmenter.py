@@ -32,7 +32,7 @@ from alignzeg_d2.inference import (
 from alignzeg_d2.modeling.criterion import Criterion, Predictions
 from alignzeg_d2.modeling.gepc.classifier import ProposalClassifier
 from alignzeg_d2.modeling.pbc import ClassIndicator
-from alignzeg_d2.semantic_inference import CHUNK_PIXELS, Labels, PlacedProposals, best_classes
+from alignzeg_d2.semantic_inference import CHUNK_PIXELS, Labels, PlacedProposals, best_classes, pixels_at_once
 from zeroshot_d2.class_split import ClassSplit
 from zeroshot_d2.clip.frozen_clip import FrozenClip
 from zeroshot_d2.ranges import declare, registered
@@ -75,7 +75,7 @@ class ProposalSegmenter(TextSegmenter):
             output: "scores" or "labels", unless a call of :meth:`inference` says otherwise.
             background_in_softmax: drop the background behind the softmax rather than before it.
             return_proposals: also return masks, logits and class indicator of the proposals, unless a call says otherwise.
-            chunk_pixels: output pixels computed at once.
+            chunk_pixels: output pixels computed at once; 0: as the device likes.
             looks: windows and sizes at which images are seen at test time; None: each once, as a whole.
             texts: as for :class:`zeroshot_d2.segmentation.text_segmenter.TextSegmenter`.
 
@@ -257,7 +257,7 @@ class ProposalSegmenter(TextSegmenter):
             rows of the output, and their labels.
         """
         height, width = output_size
-        step = max(1, 16 * self.chunk_pixels // width)
+        step = max(1, 16 * pixels_at_once(self.chunk_pixels, self.device) // width)
         held: list[PlacedProposals] = []
         first = 0
         for row, places in groupby(look.places(), key=lambda place: place.row):

@@ -22,8 +22,12 @@ from zeroshot_d2.segmentation.looks import Axis, Look, Place, regions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-CHUNK_PIXELS = 65536
-"""Output pixels handled at once unless MODEL.ALIGNZEG.TEST.CHUNK_PIXELS says otherwise; few enough for a CPU's caches."""
+CHUNK_PIXELS = 0
+"""Output pixels handled at once unless MODEL.ALIGNZEG.TEST.CHUNK_PIXELS says otherwise; 0: what suits the device."""
+
+# Few enough for a CPU's caches. Elsewhere starting kernels takes longer than what they do in a small strip: an image of
+# 640 x 640 is one strip.
+_CHUNK_ON_CPU, _CHUNK_ELSEWHERE = 65536, 524288
 
 # Side in pixels of the tiles in which labels are decided. At 640 pixels it is a cell of the masks' grid, beyond which masks
 # vary too much to rule out many classes.
@@ -92,7 +96,8 @@ def semantic_scores(
     Args:
         found: the proposals of the windows, which together cover the output.
         output_size: (H, W).
-        chunk_pixels: pixels handled at once; bounds the memory beyond the result to about 12 Q chunk_pixels bytes.
+        chunk_pixels: pixels handled at once, as :func:`pixels_at_once` has it; bounds the memory beyond the result to about
+            12 Q chunk_pixels bytes.
 
     Returns:
         scores (K, H, W), and what makes confidences of them, max(1, sum of m) (H, W), see :class:`Labels`.
@@ -136,6 +141,11 @@ def best_classes(
             best[tile] = highest.view(in_tile.shape[1:])
         best /= _coverage(masks)
     return Labels(labels, confidence)
+
+
+def pixels_at_once(chunk_pixels: int, device: torch.device) -> int:
+    """``chunk_pixels``, or where it is 0 what suits the device."""
+    return chunk_pixels or (_CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE)
 
 
 def _coverage(masks: Tensor) -> Tensor:
@@ -197,7 +207,7 @@ def strips(
 
     Args:
         found, output_size, rows: as for :func:`best_classes`.
-        chunk_pixels: at most so many values of a mask in a strip, over all windows that meet there.
+        chunk_pixels: at most so many values of a mask in a strip, over all windows that meet there; 0: as the device likes.
 
     Yields:
         rows and columns of the strip; class probabilities (Q', K); masks (Q', strip, columns) in [0, 1], multiplied by the
@@ -207,7 +217,8 @@ def strips(
         parts = [found[index] for index in members]
         probabilities = _joined([part.probabilities for part in parts])
         columns = [_ColumnsOf(part, across, output_size[1]) for part in parts]
-        step = max(1, chunk_pixels // ((across.stop - across.start) * len(parts)))
+        chunk = pixels_at_once(chunk_pixels, probabilities.device)
+        step = max(1, chunk // ((across.stop - across.start) * len(parts)))
         step -= step % _TILE if step > _TILE else 0
         for start in range(down.start, down.stop, step):
             strip = slice(start, min(start + step, down.stop))
@@ -227,10 +238,10 @@ class _ColumnsOf:
 
     def __init__(self, part: PlacedProposals, columns: slice, width: int) -> None:
         place, cells, masks = part.place, part.mask_logits.shape[-1], part.mask_logits
-        pixels = torch.arange(columns.start, columns.stop)
+        pixels = _pixels(columns, masks)
         left, right, weight = _neighbours(place.look.columns, place.column, pixels, width, cells, part.region[1], masks)
         self.matrix = masks.new_zeros(cells, len(pixels))
-        index = torch.arange(len(pixels), device=masks.device)
+        index = torch.arange(columns.stop - columns.start, device=masks.device)
         self.matrix[left, index] += 1 - weight
         self.matrix[right, index] += weight
         self.share: Tensor | None = None  # of the window in each column
@@ -242,7 +253,7 @@ class _ColumnsOf:
 def _upsampled(part: PlacedProposals, columns: _ColumnsOf, rows: slice, height: int) -> Tensor:
     """Mask logits (Q, rows, columns), bilinear (``align_corners=False``)."""
     logits, place = part.mask_logits, part.place
-    pixels = torch.arange(rows.start, rows.stop)
+    pixels = _pixels(rows, logits)
     above, below, down = _neighbours(place.look.rows, place.row, pixels, height, logits.shape[-2], part.region[0], logits)
     return torch.lerp(logits[:, above], logits[:, below], down[:, None]) @ columns.matrix
 
@@ -251,7 +262,7 @@ def _masks(part: PlacedProposals, columns: _ColumnsOf, rows: slice, height: int)
     """(Q, rows, columns) in [0, 1], multiplied by the window's weights."""
     masks = _upsampled(part, columns, rows, height).sigmoid_()
     if columns.share is not None:
-        down = part.place.look.rows.weights(part.place.row, torch.arange(rows.start, rows.stop), height)
+        down = part.place.look.rows.weights(part.place.row, _pixels(rows, masks), height)
         masks *= down.to(masks)[:, None] * columns.share
     return masks
 
@@ -262,6 +273,12 @@ def cropped_masks(mask_logits: Tensor, region: tuple[float, float]) -> Tensor:
     (place,) = Look.whole((height, width)).places()
     part = PlacedProposals(mask_logits, mask_logits, region, place)
     return _upsampled(part, _ColumnsOf(part, slice(0, width), width), slice(0, height), height)
+
+
+def _pixels(span: slice, like: Tensor) -> Tensor:
+    """Numbers of rows or columns of the output on the device of ``like``, so that nothing waits for a copy; on the CPU where
+    that is an Apple GPU, which has no float64."""
+    return torch.arange(span.start, span.stop, device="cpu" if like.device.type == "mps" else like.device)
 
 
 def _neighbours(

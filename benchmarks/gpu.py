@@ -29,6 +29,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -405,6 +406,7 @@ class Run:
         except FloatingPointError as error:
             return Result(case, problem=str(error), failed=True, finite=False)
         except (RuntimeError, ChildProcessError) as error:  # a compiler's, a process's: the other cases are worth having
+            traceback.print_exc()
             return Result(case, problem=f"{type(error).__name__}: {error}".splitlines()[0], failed=True)
 
     def measured(self, case: Case) -> Result:
@@ -510,7 +512,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small models, to try the command")
     parser.add_argument("--minutes", type=float, default=6, help="no case starts that may end later, 6 by default")
-    parser.add_argument("--repeats", type=positive, default=5, help="timed steps of a case, 5 by default")
+    parser.add_argument("--repeats", type=positive, default=10, help="timed steps of a case, 10 by default")
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=workers, help="of the loader; as many as there are CPU cores")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=2, help="1: no two processes on two cards")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alignzeg_d2.modeling.gepc.background_diversity import diversity_loss
 from alignzeg_d2.modeling.gepc.feature_expansion import feature_expansion_loss, sample_mixing
 from alignzeg_d2.modeling.losses import bce_loss, dense_points, dice_loss
-from alignzeg_d2.modeling.matcher import class_cost, mask_cost, match
+from alignzeg_d2.modeling.matcher import class_cost, mask_cost, match_all
 from alignzeg_d2.modeling.pbc import indicator_loss, select_by_overlap, select_negative_proposals
 from zeroshot_d2.segmentation.labels import IGNORE_LABEL
 from zeroshot_d2.training_stream import image_generators, image_seeds
@@ -191,14 +191,16 @@ class Criterion(nn.Module):
     def _match(
         self, predictions: Predictions, sem_seg: Tensor, generators: Sequence[torch.Generator]
     ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """For each image: matched proposals with their classes, and L_mask of all proposals (Q, T)."""
-        matches, costs = [], []
-        for class_logits, mask_logits, truth, generator in zip(
-            predictions.class_logits, predictions.mask_logits, sem_seg, generators, strict=True
+        """For each image: matched proposals with their classes, and L_mask of all proposals (Q, T).
+
+        A GPU is waited for twice in a batch, not several times for each image.
+        """
+        mask_costs, costs = [], []
+        classes_of_images = self._present(sem_seg, predictions.class_logits.shape[-1] - 1)
+        for class_logits, mask_logits, truth, present, generator in zip(
+            predictions.class_logits, predictions.mask_logits, sem_seg, classes_of_images, generators, strict=True
         ):
             points = self._matching_points(truth, generator)
-            present = truth.unique()
-            present = present[present != self.ignore_label]
             this = truth.new_zeros(1, dtype=torch.long)
             at_points = _labels_at(truth[None], this, points)[0]
             cost = mask_cost(
@@ -208,10 +210,20 @@ class Criterion(nn.Module):
                 dice_weight=self.weights.dice,
                 valid=self._valid(at_points),
             )
-            rows, columns = match(cost + self.weights.ce * class_cost(class_logits, present))
-            matches.append((rows, present[columns]))
-            costs.append(cost)
-        return matches, costs
+            mask_costs.append(cost)
+            costs.append(cost + self.weights.ce * class_cost(class_logits, present))
+        matches = [
+            (rows, present[columns]) for (rows, columns), present in zip(match_all(costs), classes_of_images, strict=True)
+        ]
+        return matches, mask_costs
+
+    def _present(self, sem_seg: Tensor, num_classes: int) -> tuple[Tensor, ...]:
+        """The classes of each image of ``sem_seg`` (N, H, W), rising."""
+        labels = sem_seg.flatten(1)
+        found = torch.zeros(len(labels), num_classes + 1, dtype=torch.bool, device=labels.device)
+        found.scatter_(1, labels.where(labels != self.ignore_label, num_classes), True)
+        images, classes = found[:, :-1].nonzero(as_tuple=True)
+        return classes.split(torch.bincount(images, minlength=len(labels)).tolist())
 
     def _matching_points(self, truth: Tensor, generator: torch.Generator) -> Tensor:
         """(1, P, 2) points at which the masks of an image (H, W) are compared with all of its proposals."""

@@ -5,6 +5,8 @@ Shapes: Q proposals, T classes in the image, P points, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,19 @@ def mask_cost(
 def class_cost(class_logits: Tensor, labels: Tensor) -> Tensor:
     """Minus the probability of each ground-truth class: ``class_logits`` (Q, C + 1), ``labels`` (T,) -> (Q, T)."""
     return -class_logits.float().softmax(-1)[:, labels]
+
+
+@torch.no_grad()
+def match_all(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """:func:`match` of several costs (Q, T) of one device, which is waited for once for all of them."""
+    if not costs:
+        return []
+    device = costs[0].device
+    flat = torch.cat([cost.flatten() for cost in costs]).cpu()
+    found = [match(part.view(cost.shape)) for part, cost in zip(flat.split([c.numel() for c in costs]), costs, strict=True)]
+    sizes = [len(rows) for rows, _ in found]
+    rows, columns = torch.stack([torch.cat(indices) for indices in zip(*found, strict=True)]).to(device)
+    return list(zip(rows.split(sizes), columns.split(sizes), strict=True))
 
 
 @torch.no_grad()

@@ -266,6 +266,12 @@ def test_without_tiles_labels_are_the_same(monkeypatch):
     assert_close(best, highest, FEW_STEPS)
 
 
+@pytest.mark.parametrize(("device", "pixels"), [("cpu", 65536), ("cuda", 524288), ("mps", 524288)])
+def test_pixels_at_once_suit_the_device_unless_they_are_given(device, pixels):
+    assert inference.pixels_at_once(0, torch.device(device)) == pixels
+    assert inference.pixels_at_once(500, torch.device(device)) == 500
+
+
 # ---- memory ----
 
 _LARGE = """

@@ -123,8 +123,7 @@ class TextSegmenter(nn.Module):
 
     def seen_mask(self, vocabulary: ClassSplit) -> Tensor:
         """(K,) bool: classes the model was trained on, by name or synonym, unless the vocabulary calls them unseen."""
-        trained = torch.from_numpy(vocabulary.trained_mask(self.trained_classes))
-        return (trained & torch.from_numpy(vocabulary.seen_mask)).to(self.device)
+        return torch.from_numpy(vocabulary.trained_mask(self.trained_classes) & vocabulary.seen_mask).to(self.device)
 
     def prototypes(self, vocabulary: ClassSplit) -> Tensor:
         """Text prototypes T (K, D) of a vocabulary."""

@@ -102,7 +102,7 @@ FAULTY: dict[str, Sequence[object]] = {
     f"{ALIGNZEG}.LOSS.OVERSAMPLE_RATIO": (0.0, 0.5),
     f"{ALIGNZEG}.LOSS.IMPORTANCE_SAMPLE_RATIO": (-0.1, 1.5),
     f"{ALIGNZEG}.TEST.OUTPUT": ("label",),
-    f"{ALIGNZEG}.TEST.CHUNK_PIXELS": (0, -1),
+    f"{ALIGNZEG}.TEST.CHUNK_PIXELS": (-1,),
     "INPUT.IMAGE_SIZE": (0, -64, 65),
     "INPUT.CROP_SCALE": ("(0.0, 1.0)", "(0.9, 0.5)", "(0.5, 1.5)", "(0.5,)"),
     "TEST.TOP_K": ("()", "(0,)", "(-1,)", "(3, 3)", "(1000,)", "(2.5,)"),

@@ -52,6 +52,12 @@ def match_all(compared, model, sem_seg):
     return compared._match(model, sem_seg, image_generators(range(len(sem_seg)), sem_seg.device))
 
 
+def test_classes_of_an_image_are_those_that_it_shows():
+    sem_seg = torch.cat([labels([3, 0], [IGNORE, 2]), EMPTY[:1]])
+    assert [classes.tolist() for classes in criterion()._present(sem_seg, C)] == [[0, 3], [2], []]
+    assert [classes.tolist() for classes in criterion()._present(EMPTY, C)] == [[], []]
+
+
 def part(model, rows):
     return Predictions(*(getattr(model, name)[rows] for name in Predictions.__dataclass_fields__))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignzeg_d2.modeling.losses import bce_loss, dice_loss
-from alignzeg_d2.modeling.matcher import class_cost, mask_cost, match
+from alignzeg_d2.modeling.matcher import class_cost, mask_cost, match, match_all
 
 
 def brute_force(cost):
@@ -34,6 +34,16 @@ def test_more_targets_than_proposals_and_none_at_all():
     assert rows.tolist() == [0, 1] and len(set(columns.tolist())) == 2
     rows, columns = match(torch.randn(4, 0))
     assert len(rows) == len(columns) == 0 and rows.dtype == columns.dtype == torch.int64
+
+
+def test_several_at_once_are_matched_as_each_alone():
+    torch.manual_seed(0)
+    costs = [torch.randn(6, targets) for targets in (4, 0, 8, 1)]
+    costs[3][2] = math.nan
+    for found, cost in zip(match_all(costs), costs, strict=True):
+        for indices, expected in zip(found, match(cost), strict=True):
+            assert torch.equal(indices, expected) and indices.dtype == torch.int64
+    assert match_all([]) == []
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
