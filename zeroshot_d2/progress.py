@@ -56,8 +56,9 @@ class ProgressLine(EventWriter):
         parts.append("  ".join(f"{name} {value:.4g}" for name, value in losses.items()))
         if "lr" in histories:
             parts.append(f"lr {histories['lr'].latest():.3g}")
-        if torch.cuda.is_available():
-            parts.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GB at most")
+        held = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        if held:  # not in a training on the CPU
+            parts.append(f"{held / 2**30:.1f} GB at most")
         logger.info("%s", "; ".join(part for part in parts if part))
 
 

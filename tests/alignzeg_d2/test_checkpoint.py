@@ -158,8 +158,10 @@ def readme_cfg(weights: Path, *options: object) -> CfgNode:
 
 
 def test_detectron2s_predictor_runs_on_this_machine(checkpoint, demo_cfg):
-    cfg = readme_cfg(checkpoint)
-    assert cfg.MODEL.DEVICE.startswith("cuda") == torch.cuda.is_available()
+    plain = get_cfg()
+    add_alignzeg_config(plain)
+    assert plain.MODEL.DEVICE.startswith("cuda") == torch.cuda.is_available()
+    cfg = readme_cfg(checkpoint)  # the demo's, which is for the CPU
     scores = DefaultPredictor(cfg)(photo())["sem_seg"]
     gamma = ("MODEL.ALIGNZEG.PBC.GAMMA", cfg.MODEL.ALIGNZEG.PBC.GAMMA)
     ours = AlignZegPredictor(demo_cfg(*PROMPTS, *gamma, "MODEL.WEIGHTS", str(checkpoint)))

@@ -39,6 +39,17 @@ def test_the_line(caplog: pytest.LogCaptureFixture) -> None:
         assert part in line
 
 
+@pytest.mark.parametrize(("held", "shown"), [(3 * 2**30, True), (0, False)])
+def test_the_line_says_what_the_card_held_where_the_training_is_on_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, held: int, shown: bool
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: held)
+    with EventStorage(99), caplog.at_level(logging.INFO):
+        ProgressLine(600, 16).write()
+    assert ("3.0 GB at most" in caplog.messages[-1]) == shown == ("GB" in caplog.messages[-1])
+
+
 def test_a_training_logs_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         train(tmp_path, "SOLVER.MAX_ITER", 20, "DATASETS.TEST", "()")
