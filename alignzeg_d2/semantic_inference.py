@@ -33,6 +33,7 @@ _CHUNK_ON_CPU, _CHUNK_ELSEWHERE = 65536, 524288
 # vary too much to rule out many classes.
 _TILE = 16
 _TILED_DEVICES = ("cpu",)
+_SCORES_AT_ONCE = 2**27  # on the others: 0.5 GB
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,14 +166,18 @@ def _contenders(probabilities: Tensor, masks: Tensor) -> Iterator[tuple[tuple[sl
     where middle and reach are half the sum and half the difference of the extremes. If the right side is negative, k never
     wins. It must be negative by more than the rounding, so that k does not win by a rounded score either.
 
-    On other devices than a CPU, starting kernels for each tile takes longer than the arithmetic that it saves.
+    On other devices than a CPU, starting kernels for each tile takes longer than the arithmetic that it saves; there the
+    tiles are as large as the memory of their scores may be, and all classes contend.
 
     Args:
         probabilities: (Q, K), none below 0.
         masks: (Q, strip, W), none below 0.
     """
     if masks.device.type not in _TILED_DEVICES:
-        yield (slice(None), slice(None)), torch.arange(probabilities.shape[1], device=masks.device)
+        classes = torch.arange(probabilities.shape[1], device=masks.device)
+        height = max(1, _SCORES_AT_ONCE // max(1, len(classes) * masks.shape[2]))
+        for top in range(0, masks.shape[1], height):
+            yield (slice(top, top + height), slice(None)), classes
         return
     lowest, highest = (_of_tiles(masks, extreme) for extreme in (torch.amin, torch.amax))  # (T, Q), T tiles
     lower, upper = lowest @ probabilities, highest @ probabilities  # (T, K)

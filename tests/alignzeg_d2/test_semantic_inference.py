@@ -255,8 +255,10 @@ def test_scores_that_are_not_numbers_have_the_label_of_all_scores():
     assert best.isnan().all()
 
 
-def test_without_tiles_labels_are_the_same(monkeypatch):
-    """As on a GPU."""
+@pytest.mark.parametrize("scores_at_once", [2**27, 27 * 90 * 2, 1])
+def test_without_tiles_labels_are_the_same(monkeypatch, scores_at_once):
+    """As on a GPU, where the scores of a strip may not fit into memory at once."""
+    monkeypatch.setattr(inference, "_SCORES_AT_ONCE", scores_at_once)
     probabilities, masks = random_case("smooth", 27, 3)
     arguments = {"region": (6, 9), "output_size": (60, 90), "chunk_pixels": 1000}
     labels, best = best_classes(probabilities, masks, **arguments)
