@@ -218,11 +218,11 @@ def strips(
         rows and columns of the strip; class probabilities (Q', K); masks (Q', strip, columns) in [0, 1], multiplied by the
         weights of their windows.
     """
+    chunk = pixels_at_once(chunk_pixels, found[0].mask_logits.device)
     for down, across, members in regions([part.place for part in found], output_size, rows):
         parts = [found[index] for index in members]
         probabilities = _joined([part.probabilities for part in parts])
         columns = [_ColumnsOf(part, across, output_size[1]) for part in parts]
-        chunk = pixels_at_once(chunk_pixels, probabilities.device)
         step = max(1, chunk // ((across.stop - across.start) * len(parts)))
         step -= step % _TILE if step > _TILE else 0
         for start in range(down.start, down.stop, step):
@@ -246,7 +246,7 @@ class _ColumnsOf:
         pixels = _pixels(columns, masks)
         left, right, weight = _neighbours(place.look.columns, place.column, pixels, width, cells, part.region[1], masks)
         self.matrix = masks.new_zeros(cells, len(pixels))
-        index = torch.arange(columns.stop - columns.start, device=masks.device)
+        index = torch.arange(len(pixels), device=masks.device)
         self.matrix[left, index] += 1 - weight
         self.matrix[right, index] += weight
         self.share: Tensor | None = None  # of the window in each column

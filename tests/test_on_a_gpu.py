@@ -16,6 +16,7 @@ from devices import needs_gpu
 from torch import nn
 
 from alignzeg_d2.predictor import AlignZegPredictor
+from benchmarks.gpu import Repeated
 from epsilon_d2.predictor import EpsilonPredictor
 from zeroshot_d2.cli import load_config
 from zeroshot_d2.commands import train
@@ -125,16 +126,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(name: str, options: tuple[obj
 def test_a_step_of_training(name: str, precision: str) -> None:
     cfg = config(name, "cuda")
     model = build(cfg).train()
-    batch = inputs(cfg)
-
-    class Loader:
-        images = ("a", "b")
-
-        def __iter__(self):
-            while True:
-                yield batch
-
-    step = TrainingStep(model, Loader(), build_optimizer(cfg, model), precision=PRECISIONS[precision])
+    step = TrainingStep(model, Repeated(inputs(cfg)), build_optimizer(cfg, model), precision=PRECISIONS[precision])
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with EventStorage() as storage:
         for number in range(20):  # float16's scale is too large at first, and halved at each step that is skipped
